@@ -1,0 +1,173 @@
+// Package seal takes a Debian's own identity out of it, and writes down what
+// was done. It wraps the file system: what belongs to XiVO, Consul or RabbitMQ
+// is in their packages, and only firstboot puts them in order.
+package seal
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/platform"
+)
+
+// Manifest is what a seal did. It goes home with the build, and stays in the
+// image, where its presence says that the image is sealed.
+type Manifest struct {
+	Format     int         `json:"format"`
+	At         time.Time   `json:"at"`
+	Firstboot  string      `json:"firstboot_version"`
+	XiVO       string      `json:"xivo_version"`
+	Operations []Operation `json:"operations"`
+	// Files are the SHA-256 sums of what the seal installed.
+	Files map[string]string `json:"files"`
+}
+
+// Operation is one line of the manifest.
+type Operation struct {
+	Name string `json:"name"`
+	Text string `json:"text"`
+	// Counterpart is what gives a clone its own at the first boot.
+	Counterpart string `json:"counterpart"`
+	// Removed is what was found and taken out.
+	Removed []string `json:"removed,omitempty"`
+	// Disabled: left out on request, so nothing is proved.
+	Disabled bool `json:"disabled,omitempty"`
+}
+
+// Gone is the absence of all files that match the patterns; a folder that
+// matches goes with what is in it.
+func Gone(p *platform.Platform, patterns ...string) *Absent { return &Absent{p, patterns} }
+
+// Absent is what Gone returns.
+type Absent struct {
+	platform *platform.Platform
+	patterns []string
+}
+
+// Diff names the files that are there, as paths of the server.
+func (a *Absent) Diff(context.Context) ([]string, error) {
+	found, err := a.find()
+	for i := range found {
+		rel, _ := filepath.Rel(a.platform.Root, found[i])
+		found[i] = filepath.Join("/", rel)
+	}
+	return found, err
+}
+
+// Apply removes them.
+func (a *Absent) Apply(context.Context) error {
+	found, err := a.find()
+	for _, f := range found {
+		err = errors.Join(err, os.RemoveAll(f))
+	}
+	return err
+}
+
+func (a *Absent) find() ([]string, error) {
+	var found []string
+	for _, pattern := range a.patterns {
+		m, err := filepath.Glob(a.platform.Path(pattern))
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", pattern, err)
+		}
+		found = append(found, m...)
+	}
+	slices.Sort(found)
+	return slices.Compact(found), nil
+}
+
+// Emptied is the emptiness of all files that match the patterns: they stay,
+// with their owners and modes, for who wants to write on.
+func Emptied(p *platform.Platform, patterns ...string) *Empty {
+	return &Empty{&Absent{p, patterns}}
+}
+
+// Empty is what Emptied returns.
+type Empty struct{ files *Absent }
+
+// Diff names the files that hold something.
+func (e *Empty) Diff(context.Context) ([]string, error) {
+	full, err := e.full()
+	for i := range full {
+		rel, _ := filepath.Rel(e.files.platform.Root, full[i])
+		full[i] = filepath.Join("/", rel)
+	}
+	return full, err
+}
+
+// Apply truncates them.
+func (e *Empty) Apply(context.Context) error {
+	full, err := e.full()
+	for _, f := range full {
+		err = errors.Join(err, os.Truncate(f, 0))
+	}
+	return err
+}
+
+func (e *Empty) full() ([]string, error) {
+	found, err := e.files.find()
+	var full []string
+	for _, f := range found {
+		st, statErr := os.Lstat(f)
+		if statErr != nil {
+			err = errors.Join(err, statErr)
+		} else if st.Mode().IsRegular() && st.Size() > 0 {
+			full = append(full, f)
+		}
+	}
+	return full, err
+}
+
+// File is the presence of one file with this content and mode.
+type File struct {
+	Platform *platform.Platform
+	Path     string
+	Content  []byte
+	Mode     fs.FileMode
+}
+
+// Diff says whether content or mode differ.
+func (f File) Diff(context.Context) ([]string, error) {
+	name := f.Platform.Path(f.Path)
+	have, err := os.ReadFile(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return []string{f.Path + " is missing"}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	st, err := os.Stat(name)
+	if err != nil {
+		return nil, err
+	}
+	if string(have) != string(f.Content) || st.Mode().Perm() != f.Mode {
+		return []string{f.Path + " differs"}, nil
+	}
+	return nil, nil
+}
+
+// Apply writes it.
+func (f File) Apply(context.Context) error {
+	name := f.Platform.Path(f.Path)
+	if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
+		return err
+	}
+	if err := platform.WriteFile(name, f.Content, f.Mode); err != nil {
+		return err
+	}
+	return os.Chmod(name, f.Mode)
+}
+
+// Sum is the SHA-256 of a content, in hex.
+func Sum(content []byte) string {
+	sum := sha256.Sum256(content)
+	return hex.EncodeToString(sum[:])
+}

@@ -1,0 +1,79 @@
+// Package secret wraps the mesh secret: the type that never prints itself, and
+// the credentials that every node derives from it. Any package may import it.
+package secret
+
+import (
+	"crypto/hkdf"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/hex"
+	"log/slog"
+
+	"github.com/google/uuid"
+)
+
+const redacted = "[redacted]"
+
+// Secret is a text that prints, logs and marshals as "[redacted]".
+// Convert it with Reveal only where it goes to the thing it opens.
+type Secret string
+
+// Reveal returns the text itself.
+func (s Secret) Reveal() string { return string(s) }
+
+func (Secret) String() string               { return redacted }
+func (Secret) GoString() string             { return redacted }
+func (Secret) LogValue() slog.Value         { return slog.StringValue(redacted) }
+func (Secret) MarshalText() ([]byte, error) { return []byte(redacted), nil }
+
+// Generation is one secret of the mesh and all that follows from it. Two nodes
+// with the same secret derive the same credentials, so none has to travel.
+type Generation struct {
+	key []byte
+}
+
+// NewGeneration prepares the derivation from the secret of the user's document.
+func NewGeneration(s Secret) Generation { return Generation{key: []byte(s)} }
+
+// KeyID names the generation without telling it: 6 hex digits.
+func (g Generation) KeyID() string { return hex.EncodeToString(g.derive("key-id", 3)) }
+
+// Account is the name of this generation's accounts and upstream users.
+// Letters, digits and dashes only; XiVO's web interface accepts it as a login.
+func (g Generation) Account() string { return "xivo-mesh-" + g.KeyID() }
+
+// BrokerPassword opens the federation account of every broker of the mesh.
+// URL-safe characters only.
+func (g Generation) BrokerPassword() Secret { return g.text("rabbitmq-federation") }
+
+// DirectoryPassword opens the web-service account of every xivo-confd of the
+// mesh. URL-safe, and within the 64 characters that XiVO's columns hold.
+func (g Generation) DirectoryPassword() Secret { return g.text("confd-web-service") }
+
+// ConsulToken is the ACL master token of the mesh, in the form of a UUID.
+func (g Generation) ConsulToken() Secret {
+	var u uuid.UUID
+	copy(u[:], g.derive("consul-master-token", 16))
+	u[6] = u[6]&0x0f | 0x40
+	u[8] = u[8]&0x3f | 0x80
+	return Secret(u.String())
+}
+
+// GossipKey is the symmetric key of Consul's gossip: 16 bytes in base64, the
+// one length that every Consul from 0.5 on takes.
+func (g Generation) GossipKey() Secret {
+	return Secret(base64.StdEncoding.EncodeToString(g.derive("consul-gossip", 16)))
+}
+
+func (g Generation) text(label string) Secret {
+	return Secret(base64.RawURLEncoding.EncodeToString(g.derive(label, 30)))
+}
+
+func (g Generation) derive(label string, n int) []byte {
+	// HKDF fails only for absurd lengths.
+	out, err := hkdf.Key(sha256.New, g.key, []byte("xivo-mesh"), label, n)
+	if err != nil {
+		panic(err)
+	}
+	return out
+}
