@@ -1,0 +1,182 @@
+package identity
+
+import (
+	"bufio"
+	"context"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"fmt"
+	"math/big"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/platform"
+)
+
+const (
+	// certificateYears is how long XiVO's own certificates are valid.
+	certificateYears = 10
+	keyBits          = 2048
+	// daemonsGroup reads the key: nginx's group, of which consul is a member.
+	daemonsGroup = "www-data"
+)
+
+// Certificate is the key and certificate with which XiVO's daemons serve HTTPS
+// on this server. Where both are there, whoever made them, they stay. Otherwise
+// both are made: self-signed, for localhost (every daemon verifies localhost
+// against this file), the host name and the addresses, valid for ten years, as
+// XiVO's own.
+func Certificate(p *platform.Platform) *KeyPair { return &KeyPair{p} }
+
+// KeyPair is what Certificate returns.
+type KeyPair struct{ platform *platform.Platform }
+
+// Diff names what is missing.
+func (k *KeyPair) Diff(context.Context) ([]string, error) {
+	var diff []string
+	for _, name := range []string{platform.CertificateKey, platform.CertificateFile} {
+		if !exists(k.platform.Path(name)) {
+			diff = append(diff, name+" is missing")
+		}
+	}
+	return diff, nil
+}
+
+// Apply makes the pair if either is missing. The certificate is written last,
+// so a pair that was cut short is made again.
+func (k *KeyPair) Apply(ctx context.Context) error {
+	if diff, err := k.Diff(ctx); err != nil || len(diff) == 0 {
+		return err
+	}
+	if err := k.make(); err != nil {
+		return fmt.Errorf("identity: make the certificate %s: %w", platform.CertificateFile, err)
+	}
+	return nil
+}
+
+func (k *KeyPair) make() error {
+	gid, err := k.group(daemonsGroup)
+	if err != nil {
+		return err
+	}
+	key, err := rsa.GenerateKey(rand.Reader, keyBits)
+	if err != nil {
+		return err
+	}
+	cert, err := selfSigned(key, k.hostname(), addresses())
+	if err != nil {
+		return err
+	}
+	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return err
+	}
+
+	keyFile, certFile := k.platform.Path(platform.CertificateKey), k.platform.Path(platform.CertificateFile)
+	if err := os.MkdirAll(filepath.Dir(keyFile), 0o755); err != nil {
+		return err
+	}
+	if err := os.Remove(certFile); err != nil && !os.IsNotExist(err) {
+		return err
+	}
+	if err := platform.WriteFile(keyFile, block("PRIVATE KEY", keyDER), 0o600); err != nil {
+		return err
+	}
+	if err := os.Chown(keyFile, 0, gid); err != nil {
+		return err
+	}
+	if err := os.Chmod(keyFile, 0o640); err != nil {
+		return err
+	}
+	if err := platform.WriteFile(certFile, block("CERTIFICATE", cert), 0o644); err != nil {
+		return err
+	}
+	return os.Chown(certFile, 0, gid)
+}
+
+func selfSigned(key *rsa.PrivateKey, host string, addrs []net.IP) ([]byte, error) {
+	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 127))
+	if err != nil {
+		return nil, err
+	}
+	// A clone's clock may be behind until NTP has set it.
+	now := time.Now().UTC().Add(-24 * time.Hour)
+	template := &x509.Certificate{
+		SerialNumber: serial,
+		Subject:      pkix.Name{CommonName: "*"},
+		NotBefore:    now,
+		NotAfter:     now.AddDate(certificateYears, 0, 1),
+		DNSNames:     []string{"localhost"},
+		IPAddresses:  addrs,
+		// Its readers use it as their CA file.
+		IsCA:                  true,
+		BasicConstraintsValid: true,
+		KeyUsage:              x509.KeyUsageDigitalSignature | x509.KeyUsageKeyEncipherment | x509.KeyUsageCertSign,
+		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+	}
+	if host != "" && host != "localhost" {
+		template.DNSNames = append(template.DNSNames, host)
+	}
+	return x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+}
+
+func block(kind string, der []byte) []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der})
+}
+
+// hostname prefers what the server's file says: it may be newer than the
+// kernel's.
+func (k *KeyPair) hostname() string {
+	if raw, err := os.ReadFile(k.platform.Path(hostnameFile)); err == nil {
+		return strings.TrimSpace(string(raw))
+	}
+	host, _ := os.Hostname()
+	return host
+}
+
+// addresses returns loopback and the IPv4 addresses of the interfaces.
+func addresses() []net.IP {
+	ips := []net.IP{net.IPv4(127, 0, 0, 1)}
+	found, err := net.InterfaceAddrs()
+	if err != nil {
+		return ips
+	}
+	for _, a := range found {
+		if n, ok := a.(*net.IPNet); ok && n.IP.To4() != nil && n.IP.IsGlobalUnicast() {
+			ips = append(ips, n.IP)
+		}
+	}
+	return ips
+}
+
+// group looks a group up in the server's file: a static binary has no NSS, and
+// the root may be another.
+func (k *KeyPair) group(name string) (gid int, err error) {
+	f, err := os.Open(k.platform.Path("/etc/group"))
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	lines := bufio.NewScanner(f)
+	for lines.Scan() {
+		if fields := strings.Split(lines.Text(), ":"); len(fields) >= 3 && fields[0] == name {
+			return strconv.Atoi(fields[2])
+		}
+	}
+	if err := lines.Err(); err != nil {
+		return 0, err
+	}
+	return 0, fmt.Errorf("there is no group %s, which XiVO's daemons need to read the key", name)
+}
+
+func exists(name string) bool {
+	_, err := os.Stat(name)
+	return err == nil
+}

@@ -1,0 +1,165 @@
+package identity
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/platform"
+)
+
+const serviceKeyDir = "/var/lib/xivo-auth-keys"
+
+// ServiceKeyFiles matches the files from which XiVO's services take the keys
+// with which they authenticate at this server's xivo-auth.
+const ServiceKeyFiles = serviceKeyDir + "/*-key.yml"
+
+// serviceAccounts are the rows that XiVO itself made for its services: named
+// as their login, after the packages. What an administrator or the mesh made
+// is none of them.
+const serviceAccounts = `name = login AND (name LIKE 'xivo-%' OR name LIKE 'wazo-%') AND name NOT LIKE 'xivo-mesh-%'`
+
+// NoServiceKeys is the absence of the keys of XiVO's services, in accounts and
+// files. An account without a password lets nobody in.
+func NoServiceKeys(conn *pgx.Conn, p *platform.Platform) *KeysGone { return &KeysGone{conn, p} }
+
+// KeysGone is what NoServiceKeys returns.
+type KeysGone struct {
+	conn     *pgx.Conn
+	platform *platform.Platform
+}
+
+// Diff names the accounts and files that have a key.
+func (k *KeysGone) Diff(ctx context.Context) ([]string, error) {
+	logins, err := accounts(ctx, k.conn, "passwd <> ''")
+	if err != nil {
+		return nil, err
+	}
+	var diff []string
+	for _, login := range logins {
+		diff = append(diff, "the service account "+login+" has a key")
+	}
+	files, err := filepath.Glob(k.platform.Path(ServiceKeyFiles))
+	for _, f := range files {
+		diff = append(diff, filepath.Join(serviceKeyDir, filepath.Base(f))+" is there")
+	}
+	return diff, err
+}
+
+// Apply removes them.
+func (k *KeysGone) Apply(ctx context.Context) error {
+	err := pgx.BeginFunc(ctx, k.conn, func(tx pgx.Tx) error {
+		logins, err := accounts(ctx, tx, "passwd <> ''")
+		if err != nil {
+			return err
+		}
+		for _, login := range logins {
+			if err := setKey(ctx, tx, login, nil); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	files, err := filepath.Glob(k.platform.Path(ServiceKeyFiles))
+	for _, f := range files {
+		err = errors.Join(err, os.Remove(f))
+	}
+	return err
+}
+
+// ServiceKeys are keys of this server's own for XiVO's services: every account
+// without one gets a random one, and the files are made to follow. Accounts
+// that have a key keep it.
+func ServiceKeys(conn *pgx.Conn, p *platform.Platform) *Keys { return &Keys{conn, p} }
+
+// Keys is what ServiceKeys returns.
+type Keys struct {
+	conn     *pgx.Conn
+	platform *platform.Platform
+}
+
+// Diff names the accounts without a key and the ones whose file is missing.
+func (k *Keys) Diff(ctx context.Context) ([]string, error) {
+	without, err := accounts(ctx, k.conn, "coalesce(passwd, '') = ''")
+	if err != nil {
+		return nil, err
+	}
+	var diff []string
+	for _, login := range without {
+		diff = append(diff, "the service account "+login+" has no key")
+	}
+	if !exists(k.platform.Path(serviceKeyDir)) {
+		return diff, nil
+	}
+	with, err := accounts(ctx, k.conn, "passwd <> '' AND disable = 0")
+	for _, login := range with {
+		if f := filepath.Join(serviceKeyDir, login+"-key.yml"); !exists(k.platform.Path(f)) {
+			diff = append(diff, f+" is missing")
+		}
+	}
+	return diff, err
+}
+
+// Apply makes the keys, then has XiVO's own tool write the files.
+func (k *Keys) Apply(ctx context.Context) error {
+	err := pgx.BeginFunc(ctx, k.conn, func(tx pgx.Tx) error {
+		logins, err := accounts(ctx, tx, "coalesce(passwd, '') = ''")
+		if err != nil {
+			return err
+		}
+		for _, login := range logins {
+			key := rand.Text()
+			if err := setKey(ctx, tx, login, &key); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil || !exists(k.platform.Path(serviceKeyDir)) {
+		return err
+	}
+	if _, err := platform.Run(ctx, "xivo-update-keys"); err != nil {
+		return fmt.Errorf("identity: write the services' keys to %s: %w", serviceKeyDir, err)
+	}
+	return nil
+}
+
+func accounts(ctx context.Context, q querier, which string) ([]string, error) {
+	rows, err := q.Query(ctx, "SELECT login FROM accesswebservice WHERE "+serviceAccounts+" AND ("+which+") ORDER BY login")
+	if err != nil {
+		return nil, fmt.Errorf("identity: service accounts: %w", err)
+	}
+	logins, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return nil, fmt.Errorf("identity: service accounts: %w", err)
+	}
+	return logins, nil
+}
+
+// setKey changes an account's key, and with it the copy that the directory
+// source of this server's own users holds in later releases.
+func setKey(ctx context.Context, tx pgx.Tx, login string, key *string) error {
+	const own = `UPDATE directories SET xivo_password = $2 WHERE xivo_username = $1
+		AND (uri LIKE 'http://localhost%' OR uri LIKE 'https://localhost%' OR uri LIKE '%://127.0.0.1%')`
+	for _, sql := range []string{"UPDATE accesswebservice SET passwd = $2 WHERE name = $1 AND login = $1", own} {
+		if _, err := tx.Exec(ctx, sql, login, key); err != nil {
+			// Not the driver's detail, which may carry the row.
+			return fmt.Errorf("identity: key of the service account %s: %s", login, firstLine(err))
+		}
+	}
+	return nil
+}
+
+func firstLine(err error) string {
+	line, _, _ := strings.Cut(err.Error(), "\n")
+	return line
+}

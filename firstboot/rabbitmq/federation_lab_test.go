@@ -1,0 +1,402 @@
+package rabbitmq
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/secret"
+)
+
+const (
+	account  = "xivo-mesh-0a1b2c"
+	password = secret.Secret("p@ss/w%rd:with every+thing")
+)
+
+// become brings a setting about and checks that it is then as wanted.
+func become(t *testing.T, s *Setting) {
+	t.Helper()
+	diff, err := s.Diff(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(diff) == 0 {
+		t.Fatal("nothing differed before it was applied")
+	}
+	noSecret(t, diff)
+	for range 2 {
+		if err := s.Apply(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		wanted(t, s)
+	}
+}
+
+func wanted(t *testing.T, s *Setting) {
+	t.Helper()
+	if diff, err := s.Diff(t.Context()); err != nil || diff != nil {
+		t.Fatalf("still differs: %q, %v", diff, err)
+	}
+}
+
+func noSecret(t *testing.T, diff []string) {
+	t.Helper()
+	if all := strings.Join(diff, "\n"); strings.Contains(all, "p@ss") || strings.Contains(all, "p%40ss") {
+		t.Fatalf("a secret is told: %s", all)
+	}
+}
+
+// upstreamTo is the upstream of a test to a broker.
+func upstreamTo(name string, b *broker) Upstream {
+	return Upstream{Name: name, Host: b.host(), Account: account, Password: password, MaxHops: 1, Links: 1}
+}
+
+func TestTwoBrokersFederate(t *testing.T) {
+	t.Parallel()
+	a, b := startBroker(t, "127.0.0.1", plugins...), startBroker(t, "127.0.0.2", plugins...)
+	ca, cb := a.ready(t), b.ready(t)
+
+	for name, c := range map[string]*Client{"xivo-a-11111111": ca, "xivo-b-22222222": cb} {
+		become(t, c.ClusterName(name))
+		become(t, c.FederationUser(account, password))
+		become(t, c.Policy())
+	}
+	const idA, idB = "aaaaaaaa-0000-4000-8000-000000000001", "bbbbbbbb-0000-4000-8000-000000000002"
+	canaryA, err := OpenCanary(t.Context(), a.amqpURL(), idA)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer canaryA.Close()
+	canaryB, err := OpenCanary(t.Context(), b.amqpURL(), idB)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer canaryB.Close()
+
+	t.Run("nobody answers before there are links", func(t *testing.T) {
+		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+		defer cancel()
+		if answered, err := canaryA.Ping(ctx, idB); err != nil || len(answered) != 0 {
+			t.Fatalf("answered %v, %v", answered, err)
+		}
+	})
+
+	t.Run("a ping that waits hears a peer that is linked meanwhile", func(t *testing.T) {
+		type result struct {
+			answered map[string]time.Duration
+			err      error
+		}
+		results := make(chan result)
+		go func() {
+			ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+			defer cancel()
+			answered, err := canaryA.Ping(ctx, idB)
+			results <- result{answered, err}
+		}()
+		become(t, ca.Upstream(upstreamTo("xivomeshbbbbbbbb0000", b)))
+		become(t, cb.Upstream(upstreamTo("xivomeshaaaaaaaa0000", a)))
+		r := <-results
+		if took, ok := r.answered[idB]; r.err != nil || !ok {
+			t.Fatalf("answered %v, %v", r.answered, r.err)
+		} else {
+			t.Logf("round trip %s", took)
+		}
+		if seen := canaryA.Answering()[idB]; time.Since(seen) > time.Minute {
+			t.Fatalf("last seen %v", seen)
+		}
+	})
+
+	t.Run("the link runs, without saying the password", func(t *testing.T) {
+		links, err := ca.Links(t.Context())
+		if err != nil || links["xivomeshbbbbbbbb0000"].State != "running" {
+			t.Fatalf("links %v, %v", links, err)
+		}
+		found, err := ca.Upstreams(t.Context())
+		if err != nil || len(found) != 1 || found[0].Name != "xivomeshbbbbbbbb0000" || !slices.Equal(found[0].Hosts, []string{"127.0.0.2"}) {
+			t.Fatalf("upstreams %v, %v", found, err)
+		}
+	})
+
+	t.Run("another password shows as other credentials, and then as an error of the link", func(t *testing.T) {
+		u := upstreamTo("xivomeshbbbbbbbb0000", b)
+		u.Password = "wrong p@ss"
+		diff, err := ca.Upstream(u).Diff(t.Context())
+		if err != nil || len(diff) != 1 || !strings.Contains(diff[0], "credentials differ") {
+			t.Fatalf("diff %q, %v", diff, err)
+		}
+		noSecret(t, diff)
+		become(t, ca.Upstream(u))
+		eventually(t, "the link's error", func() error {
+			links, err := ca.Links(t.Context())
+			if err != nil {
+				return err
+			}
+			l := links["xivomeshbbbbbbbb0000"]
+			noSecret(t, []string{l.Error})
+			if l.State != "error" || l.Error == "" {
+				return fmt.Errorf("link is %+v", l)
+			}
+			t.Logf("a refused link says %+v", l)
+			return nil
+		})
+		become(t, ca.Upstream(upstreamTo("xivomeshbbbbbbbb0000", b)))
+	})
+
+	t.Run("every other setting of an upstream is compared", func(t *testing.T) {
+		u := upstreamTo("xivomeshbbbbbbbb0000", b)
+		u.MaxHops, u.Links = 3, 200
+		diff, err := ca.Upstream(u).Diff(t.Context())
+		if err != nil || len(diff) != 2 {
+			t.Fatalf("diff %q, %v", diff, err)
+		}
+		u.Host = "192.0.2.1"
+		diff, err = ca.Upstream(u).Diff(t.Context())
+		if err != nil || len(diff) != 3 || !strings.Contains(diff[0], "wanted amqp://192.0.2.1?heartbeat=10") {
+			t.Fatalf("diff %q, %v", diff, err)
+		}
+		noSecret(t, diff)
+	})
+
+	t.Run("a refused upstream does not tell the password", func(t *testing.T) {
+		u := upstreamTo("bad", b)
+		u.Host = "host name with spaces:port"
+		err := ca.Upstream(u).Apply(t.Context())
+		if err == nil {
+			t.Fatal("accepted")
+		}
+		t.Log(err)
+		noSecret(t, []string{err.Error()})
+	})
+
+	t.Run("ctid is announced here and nowhere else", func(t *testing.T) {
+		here, there := listen(t, a, "service.registered.#"), listen(t, b, "service.registered.#")
+		// The binding has to travel before a message could follow it.
+		eventually(t, "the binding at the upstream", func() error {
+			body := get(t, a.api+"/api/exchanges/%2F/xivo/bindings/source")
+			if strings.Count(body, "service.registered.#") < 2 {
+				return fmt.Errorf("bindings %s", body)
+			}
+			return nil
+		})
+		if err := canaryA.AnnounceCtid(t.Context(), idB, "service-1", "192.0.2.7"); err != nil {
+			t.Fatal(err)
+		}
+		var m struct {
+			Name   string `json:"name"`
+			Origin string `json:"origin_uuid"`
+			Data   struct {
+				ServiceName string   `json:"service_name"`
+				ServiceID   string   `json:"service_id"`
+				Address     string   `json:"address"`
+				Port        int      `json:"port"`
+				Tags        []string `json:"tags"`
+			} `json:"data"`
+		}
+		if err := json.Unmarshal((<-here).Body, &m); err != nil {
+			t.Fatal(err)
+		}
+		if m.Name != "service_registered_event" || m.Origin != idB || m.Data.ServiceName != "xivo-ctid" || m.Data.ServiceID == "" ||
+			m.Data.Address != "192.0.2.7" || m.Data.Port != 9495 || !slices.Contains(m.Data.Tags, idB) {
+			t.Fatalf("announced %+v", m)
+		}
+		// What another daemon says there does arrive, and it was sent later.
+		publish(t, a, "service.registered.later", "later")
+		if d := <-there; string(d.Body) != "later" {
+			t.Fatalf("the other node heard %s", d.Body)
+		}
+	})
+
+	t.Run("peers cannot do more than federate", func(t *testing.T) {
+		res, err := http.Get(strings.Replace(b.api, "http://", "http://"+account+":"+escape(password.Reveal())+"@", 1) + "/api/overview")
+		if err != nil {
+			t.Fatal(err)
+		}
+		res.Body.Close()
+		if res.StatusCode != http.StatusUnauthorized && res.StatusCode != http.StatusForbidden {
+			t.Fatalf("management says %s", res.Status)
+		}
+		conn, err := amqp.Dial(fmt.Sprintf("amqp://%s:%s@%s/", account, escape(password.Reveal()), b.host()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		ch, err := conn.Channel()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := ch.QueueDeclare("mine", false, false, false, false, nil); err == nil {
+			t.Fatal("a peer may declare any queue")
+		}
+	})
+
+	t.Run("somebody's stronger policy is told, not removed", func(t *testing.T) {
+		body := `{"pattern":"xivo","apply-to":"exchanges","priority":9,"definition":{"alternate-exchange":"amq.fanout"}}`
+		put(t, a.api+"/api/policies/%2F/hand-made", body)
+		defer put(t, a.api+"/api/policies/%2F/hand-made", strings.Replace(body, "9", "0", 1))
+		diff, err := ca.Policy().Diff(t.Context())
+		if err != nil || len(diff) != 1 || !strings.Contains(diff[0], "hand-made") {
+			t.Fatalf("diff %q, %v", diff, err)
+		}
+		if err := ca.Policy().Apply(t.Context()); err == nil || !strings.Contains(err.Error(), "hand-made") {
+			t.Fatalf("applied: %v", err)
+		}
+	})
+
+	t.Run("an upstream goes alone", func(t *testing.T) {
+		become(t, ca.Upstream(upstreamTo("xivomeshother", b)))
+		become(t, ca.NoUpstream("xivomeshother"))
+		wanted(t, ca.Upstream(upstreamTo("xivomeshbbbbbbbb0000", b)))
+	})
+
+	t.Run("nothing federated takes all of it out, and the users of XiVO stay", func(t *testing.T) {
+		// Once a is gone, its queue on b is what was left there.
+		become(t, ca.NothingFederated())
+		eventually(t, "b's cleaning", func() error {
+			if err := cb.NothingFederated().Apply(t.Context()); err != nil {
+				return err
+			}
+			if body := get(t, b.api+"/api/queues/%2F"); strings.Contains(body, leftQueue) {
+				return fmt.Errorf("queues %s", body)
+			}
+			return nil
+		})
+		wanted(t, cb.NothingFederated())
+		if users := get(t, b.api+"/api/users"); !strings.Contains(users, `"guest"`) || strings.Contains(users, account) {
+			t.Fatalf("users %s", users)
+		}
+	})
+
+	t.Run("a canary says when it is closed, and when the bus is gone", func(t *testing.T) {
+		other, err := OpenCanary(t.Context(), a.amqpURL(), "third")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := other.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if err, ok := <-other.Done(); ok {
+			t.Fatalf("a closed canary says %v", err)
+		}
+		del(t, a.api+"/api/exchanges/%2F/xivo")
+		eventually(t, "the end of a canary without a bus", func() error {
+			ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+			defer cancel()
+			_, _ = canaryA.Ping(ctx)
+			select {
+			case err := <-canaryA.Done():
+				t.Log(err)
+				return nil
+			default:
+				return fmt.Errorf("still open")
+			}
+		})
+	})
+}
+
+// A broker whose federation plugin is off still holds the upstreams of the
+// node that it was cloned from.
+func TestRestartedBroker(t *testing.T) {
+	t.Parallel()
+	b := startBroker(t, "127.0.0.1", plugins...)
+	c := b.ready(t)
+	become(t, c.Upstream(upstreamTo("xivomeshother", b)))
+	become(t, c.FederationUser(account, password))
+	canary, err := OpenCanary(t.Context(), b.amqpURL(), "one")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer canary.Close()
+
+	b.kill()
+	if err, ok := <-canary.Done(); !ok || err == nil {
+		t.Fatal("the canary did not tell of a broker that died")
+	}
+	b.start(t, "rabbitmq_management")
+	eventually(t, "the management API", func() error {
+		_, err := c.api(t.Context()).Overview()
+		return err
+	})
+
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	if err := c.Wait(ctx); err == nil || !strings.Contains(err.Error(), "federation is not loaded") {
+		t.Fatalf("Wait says %v", err)
+	}
+	found, err := c.Upstreams(t.Context())
+	if err != nil || len(found) != 1 || found[0].Name != "xivomeshother" {
+		t.Fatalf("upstreams %v, %v", found, err)
+	}
+	become(t, c.NothingFederated())
+}
+
+func listen(t *testing.T, b *broker, key string) <-chan amqp.Delivery {
+	t.Helper()
+	conn, err := amqp.Dial(b.amqpURL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	ch, err := conn.Channel()
+	if err != nil {
+		t.Fatal(err)
+	}
+	q, err := ch.QueueDeclare("", false, true, true, false, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := ch.QueueBind(q.Name, key, exchange, false, nil); err != nil {
+		t.Fatal(err)
+	}
+	d, err := ch.Consume(q.Name, "", true, true, false, false, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+func publish(t *testing.T, b *broker, key, body string) {
+	t.Helper()
+	conn, err := amqp.Dial(b.amqpURL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	ch, err := conn.Channel()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := ch.Publish(exchange, key, false, false, amqp.Publishing{Body: []byte(body)}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func get(t *testing.T, url string) string       { return call(t, http.MethodGet, url, "") }
+func put(t *testing.T, url, body string) string { return call(t, http.MethodPut, url, body) }
+func del(t *testing.T, url string) string       { return call(t, http.MethodDelete, url, "") }
+
+func call(t *testing.T, method, url, body string) string {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), method, url, strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.SetBasicAuth("guest", "guest")
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	data, err := io.ReadAll(res.Body)
+	if err != nil || res.StatusCode >= 300 {
+		t.Fatalf("%s %s: %s %s %v", method, url, res.Status, data, err)
+	}
+	return string(data)
+}

@@ -1,0 +1,227 @@
+package rabbitmq
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"slices"
+
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/platform"
+)
+
+// Files of the broker. All of them are read when it starts, so what is written
+// here counts from its next start on.
+const (
+	pluginsFile = platform.RabbitConfigDir + "/enabled_plugins"
+	configFile  = platform.RabbitConfigDir + "/rabbitmq.config"
+	newConfFile = platform.RabbitConfigDir + "/rabbitmq.conf"
+	cookieFile  = platform.RabbitDataDir + "/.erlang.cookie"
+)
+
+// plugins that the mesh needs. The management API is how everything else here
+// is set; XiVO ships none of them enabled.
+var plugins = []string{"rabbitmq_management", "rabbitmq_federation", "rabbitmq_federation_management"}
+
+// managementListener binds the management API to loopback. Without it the API
+// listens on every address, with guest/guest behind it.
+const managementListener = `{listener, [{port, 15672}, {ip, "127.0.0.1"}]}`
+
+// Setting is one thing of the broker that is read, compared and set. Diff
+// says what differs, without secrets, and changes nothing; Apply makes it so
+// and may be repeated.
+type Setting struct {
+	diff  func(context.Context) ([]string, error)
+	apply func(context.Context) error
+}
+
+// Diff says what differs from what should be; nil means: as wanted.
+func (s *Setting) Diff(ctx context.Context) ([]string, error) { return s.diff(ctx) }
+
+// Apply makes it so.
+func (s *Setting) Apply(ctx context.Context) error { return s.apply(ctx) }
+
+// Plugins enables management and federation in /etc/rabbitmq/enabled_plugins,
+// beside the plugins that are there. Written while the broker is down, it
+// costs no restart.
+func Plugins(p *platform.Platform) *Setting {
+	return edited(p.Path(pluginsFile), func(src []byte) ([]byte, []string, error) {
+		list, err := readList(src)
+		if err != nil {
+			return nil, nil, err
+		}
+		if list == nil {
+			src = append(slices.Clip(src), "[].\n"...)
+			if list, err = readList(src); err != nil {
+				return nil, nil, err
+			}
+		}
+		var diff []string
+		for _, plugin := range plugins {
+			if slices.ContainsFunc(list.items, func(t term) bool { return t.isAtom(src, plugin) }) {
+				continue
+			}
+			diff = append(diff, plugin+" is not enabled")
+			src = list.add(src, "", plugin)
+			if list, err = readList(src); err != nil {
+				return nil, nil, err
+			}
+		}
+		return src, diff, nil
+	})
+}
+
+// ManagementOnLoopback lets the management API listen on 127.0.0.1:15672 and
+// nowhere else, in /etc/rabbitmq/rabbitmq.config. Every other setting and
+// comment of the file stays as it is; a missing file is made. A file that
+// cannot be read with certainty is left alone and reported.
+func ManagementOnLoopback(p *platform.Platform) *Setting {
+	s := edited(p.Path(configFile), func(src []byte) ([]byte, []string, error) {
+		return setListener(src, managementListener)
+	})
+	diff := s.diff
+	s.diff = func(ctx context.Context) ([]string, error) {
+		// From 3.7 on the broker reads rabbitmq.conf instead, where there is one.
+		if _, err := os.Stat(p.Path(newConfFile)); err == nil {
+			return nil, fmt.Errorf("rabbitmq: %s hides the settings of %s: move its settings there and remove it, then run again",
+				p.Path(newConfFile), configFile)
+		} else if !errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("rabbitmq: %w", err)
+		}
+		return diff(ctx)
+	}
+	return s
+}
+
+// setListener puts the listener into the section rabbitmq_management.
+func setListener(src []byte, listener string) (out []byte, diff []string, err error) {
+	diff = []string{"the management API is not bound to 127.0.0.1:15672"}
+	section := "{rabbitmq_management, [" + listener + "]}"
+
+	list, err := readList(src)
+	if err != nil {
+		return nil, nil, err
+	}
+	if list == nil {
+		return append(slices.Clip(src), "[\n  "+section+"\n].\n"...), diff, nil
+	}
+	found, err := list.entry(src, "rabbitmq_management")
+	if err != nil {
+		return nil, nil, err
+	}
+	if found == nil {
+		return list.add(src, "\n  ", section), diff, nil
+	}
+	settings := found.items[1]
+	if settings.kind != '[' {
+		return nil, nil, at(src, settings.start, "the settings of rabbitmq_management are not a list")
+	}
+	old, err := settings.entry(src, "listener")
+	if err != nil {
+		return nil, nil, err
+	}
+	if old == nil {
+		return settings.add(src, " ", listener), diff, nil
+	}
+	wanted := (&reader{src: []byte(listener)})
+	t, err := wanted.term()
+	if err != nil {
+		return nil, nil, err
+	}
+	if old.text(src) == t.text(wanted.src) {
+		return src, nil, nil
+	}
+	return old.replace(src, listener), diff, nil
+}
+
+// edited is a file that edit brings into its wanted form.
+func edited(name string, edit func([]byte) (out []byte, diff []string, err error)) *Setting {
+	read := func() ([]byte, []string, error) {
+		src, err := os.ReadFile(name)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, nil, fmt.Errorf("rabbitmq: %w", err)
+		}
+		out, diff, err := edit(src)
+		if err != nil {
+			return nil, nil, fmt.Errorf("rabbitmq: %s: %w: correct the file, or move it away, and run again; it was not changed", name, err)
+		}
+		for i := range diff {
+			diff[i] = name + ": " + diff[i]
+		}
+		return out, diff, nil
+	}
+	return &Setting{
+		diff: func(context.Context) ([]string, error) {
+			_, diff, err := read()
+			return diff, err
+		},
+		apply: func(context.Context) error {
+			out, diff, err := read()
+			if err != nil || len(diff) == 0 {
+				return err
+			}
+			if err := platform.WriteFile(name, out, 0o644); err != nil {
+				return fmt.Errorf("rabbitmq: %w", err)
+			}
+			return nil
+		},
+	}
+}
+
+// Cookie gives this node an Erlang cookie of its own where it has none: the
+// key to its broker for every local process that has it, and for everybody
+// where the distribution port is reachable. 0400, with the owner of
+// /var/lib/rabbitmq. Erlang refuses any other mode. To be set while the broker
+// is down: rabbitmqctl cannot talk to one that began with another cookie.
+func Cookie(p *platform.Platform) *Setting {
+	name := p.Path(cookieFile)
+	diff := func(context.Context) ([]string, error) {
+		st, err := os.Stat(name)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			return []string{name + ": there is none"}, nil
+		case err != nil:
+			return nil, fmt.Errorf("rabbitmq: %w", err)
+		case st.Size() == 0:
+			return []string{name + ": is empty"}, nil
+		case st.Mode().Perm() != 0o400:
+			return []string{fmt.Sprintf("%s: mode is %o, not 400", name, st.Mode().Perm())}, nil
+		}
+		return nil, nil
+	}
+	return &Setting{diff: diff, apply: func(ctx context.Context) error {
+		if st, err := os.Stat(name); err != nil || st.Size() == 0 {
+			if err := platform.WriteFile(name, []byte(rand.Text()), 0o400); err != nil {
+				return fmt.Errorf("rabbitmq: %w", err)
+			}
+		}
+		if err := os.Chmod(name, 0o400); err != nil {
+			return fmt.Errorf("rabbitmq: %w", err)
+		}
+		return nil
+	}}
+}
+
+// NoCookie takes the Erlang cookie away, for an image that many nodes are made
+// of. The broker must be down; Cookie makes a new one before it starts.
+func NoCookie(p *platform.Platform) *Setting {
+	name := p.Path(cookieFile)
+	return &Setting{
+		diff: func(context.Context) ([]string, error) {
+			if _, err := os.Lstat(name); errors.Is(err, fs.ErrNotExist) {
+				return nil, nil
+			} else if err != nil {
+				return nil, fmt.Errorf("rabbitmq: %w", err)
+			}
+			return []string{name + ": is still there"}, nil
+		},
+		apply: func(context.Context) error {
+			if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return fmt.Errorf("rabbitmq: %w", err)
+			}
+			return nil
+		},
+	}
+}
