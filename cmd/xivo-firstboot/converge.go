@@ -1,0 +1,86 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot"
+)
+
+func (c *cli) convergeCommand() *cobra.Command {
+	var watch bool
+	cmd := &cobra.Command{
+		Use:   "converge",
+		Short: "Make this node match the mesh, once or (--watch) from now on",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			n, err := c.open()
+			if err != nil {
+				return err
+			}
+			defer n.Close()
+			if n.Journal == nil || n.Config == nil {
+				c.log.Info("converge: nothing to do, this machine has not become a node")
+				if watch {
+					// To end would be to be started again, without end.
+					<-cmd.Context().Done()
+				}
+				return nil
+			}
+			if watch {
+				var last firstboot.State
+				return n.Watch(cmd.Context(), func(s firstboot.Status, _ []firstboot.Change) {
+					if s.State != last {
+						c.log.Info("state: "+string(s.State), "why", s.Why, "peers", peerList(s))
+						last = s.State
+					}
+				})
+			}
+			ctx, cancel := context.WithTimeout(cmd.Context(), 2*time.Minute)
+			defer cancel()
+			status, changes, err := n.Converge(ctx)
+			c.report(status, changes)
+			if err != nil {
+				return err
+			}
+			return stateError(status)
+		},
+	}
+	cmd.Flags().BoolVar(&watch, "watch", false, "go on until stopped; newcomers are taken in within seconds")
+	return cmd
+}
+
+// report prints what a pass changed, and where it left the node.
+func (c *cli) report(s firstboot.Status, changes []firstboot.Change) {
+	steps := map[string]bool{}
+	for _, change := range changes {
+		steps[change.Step] = true
+	}
+	if len(changes) == 0 {
+		fmt.Fprintln(c.out, "nothing to change")
+	} else {
+		fmt.Fprintf(c.out, "changed: %d steps\n", len(steps))
+	}
+	fmt.Fprintln(c.out, "state:", s.State, s.Why)
+}
+
+func peerList(s firstboot.Status) string {
+	var names []string
+	for _, p := range s.Peers {
+		names = append(names, p.Host)
+	}
+	return strings.Join(names, " ")
+}
+
+// stateError maps a state that is not an end to its exit code.
+func stateError(s firstboot.Status) error {
+	switch s.State {
+	case firstboot.Joining, firstboot.Waiting:
+		return exitError{exitWaiting, nil}
+	}
+	return nil
+}

@@ -1,0 +1,112 @@
+package firstboot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"time"
+
+	"github.com/xivo-mesh/packer-plugin-xivo/cloudinit"
+)
+
+// elsewhere is an address of the documentation range: nothing is ever sent to
+// it, it only asks the kernel for the default route.
+const elsewhere = "192.0.2.1"
+
+// localAddresses returns the IPv4 addresses of this machine's interfaces.
+func localAddresses() (map[netip.Addr]string, error) {
+	interfaces, err := net.Interfaces()
+	if err != nil {
+		return nil, err
+	}
+	out := map[netip.Addr]string{}
+	for _, i := range interfaces {
+		addrs, err := i.Addrs()
+		if err != nil {
+			return nil, err
+		}
+		for _, a := range addrs {
+			if p, err := netip.ParsePrefix(a.String()); err == nil && p.Addr().Is4() {
+				out[p.Addr()] = i.Name
+			}
+		}
+	}
+	return out, nil
+}
+
+// others returns the addresses of the document's peers that are not this node.
+// A peer that cannot be resolved is in the error; the others are returned.
+func others(ctx context.Context, peers []string) ([]string, error) {
+	local, err := localAddresses()
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+
+	var out []string
+	var errs []error
+	seen := map[netip.Addr]bool{}
+	for _, peer := range peers {
+		addrs, err := net.DefaultResolver.LookupNetIP(ctx, "ip4", peer)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("peer %s: %w", peer, err))
+			continue
+		}
+		a := addrs[0].Unmap()
+		if local[a] != "" || a.IsLoopback() || seen[a] {
+			continue
+		}
+		seen[a] = true
+		out = append(out, a.String())
+	}
+	return out, errors.Join(errs...)
+}
+
+// advertise decides the address at which the others reach this node.
+func advertise(ctx context.Context, c *cloudinit.Config) (string, error) {
+	local, err := localAddresses()
+	if err != nil {
+		return "", err
+	}
+	switch want := c.Advertise; {
+	case want.Interface != "":
+		for a, name := range local {
+			if name == want.Interface {
+				return a.String(), nil
+			}
+		}
+		return "", fmt.Errorf("advertise: interface %s has no IPv4 address", want.Interface)
+	case want.Address != "":
+		a, err := netip.ParseAddr(want.Address)
+		if err != nil || local[a] == "" || a.IsLoopback() {
+			return "", fmt.Errorf("advertise: %s is not an address of this machine that others can reach", want.Address)
+		}
+		return want.Address, nil
+	}
+
+	peers, _ := others(ctx, c.Peers)
+	for _, to := range append(peers, elsewhere) {
+		// Connecting a UDP socket sends nothing: the kernel picks the route.
+		conn, err := net.Dial("udp4", net.JoinHostPort(to, "9"))
+		if err != nil {
+			continue
+		}
+		conn.Close()
+		if a := conn.LocalAddr().(*net.UDPAddr).AddrPort().Addr(); !a.IsLoopback() {
+			return a.Unmap().String(), nil
+		}
+	}
+	var usable []string
+	for a := range local {
+		if a.IsGlobalUnicast() {
+			usable = append(usable, a.String())
+		}
+	}
+	if len(usable) == 1 {
+		return usable[0], nil
+	}
+	return "", fmt.Errorf("advertise: no route tells which of %d addresses the others reach: set `advertise` to one", len(usable))
+}

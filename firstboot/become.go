@@ -1,0 +1,249 @@
+package firstboot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/xivo-mesh/packer-plugin-xivo/cloudinit"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/consul"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/ctid"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/identity"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/platform"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/rabbitmq"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/seal"
+)
+
+// Begin takes the decision on the identity and writes it to the journal. It
+// says what was decided, and why. Nothing but the journal is changed.
+func (n *Node) Begin(ctx context.Context, confirmed bool) (Action, string, error) {
+	action, why := Decide(Found{
+		Sealed:    n.Sealed,
+		Journal:   n.Journal,
+		Instance:  n.Instance,
+		Document:  n.Config,
+		Confirmed: confirmed,
+	})
+	if action != Become && action != Adopt {
+		return action, why, nil
+	}
+	if n.DocumentErr != nil {
+		return action, why, n.DocumentErr
+	}
+	if n.Config == nil {
+		// A sealed image without a document must not run as the original did.
+		n.Config = cloudinit.Alone()
+		why += ", without a document: it will be alone"
+	}
+	id, err := n.decideIdentity(ctx, action)
+	if err != nil {
+		return action, why, err
+	}
+	if err := os.MkdirAll(n.Platform.Path(platform.StateDir), 0o700); err != nil {
+		return action, why, err
+	}
+	if err := n.forget(); err != nil {
+		return action, why, err
+	}
+	n.Journal = newJournal(n.Platform.Path(journalFile), n.Instance, id)
+	return action, why, n.Journal.save()
+}
+
+// forget drops what a copied journal's node knew of its mesh.
+func (n *Node) forget() error {
+	for _, name := range []string{membersFile, statusFile, marksFile} {
+		if err := os.Remove(n.Platform.Path(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+func (n *Node) decideIdentity(ctx context.Context, action Action) (Identity, error) {
+	host, err := os.Hostname()
+	if err != nil {
+		return Identity{}, err
+	}
+	address, err := advertise(ctx, n.Config)
+	if err != nil {
+		return Identity{}, err
+	}
+	id := Identity{Hostname: host, Advertise: address, UUID: uuid.New(), Adopted: action == Adopt}
+	if id.Adopted {
+		db, err := n.DB(ctx)
+		if err != nil {
+			return Identity{}, err
+		}
+		if id.UUID, err = identity.DatabaseUUID(ctx, db); err != nil {
+			return Identity{}, err
+		}
+	}
+	id.Name = identity.NodeName(host, id.UUID)
+	return id, nil
+}
+
+func keptDocument(_ context.Context, n *Node) (Resource, error) {
+	want := cloudinit.UserData(n.Config)
+	return resource{
+		diff: func(context.Context) ([]string, error) {
+			have, err := os.ReadFile(n.Platform.Path(documentFile))
+			if err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return nil, err
+			}
+			if string(have) == string(want) {
+				return nil, nil
+			}
+			return []string{documentFile + " is not the document in force"}, nil
+		},
+		apply: func(context.Context) error { return n.keepDocument() },
+	}, nil
+}
+
+// sshHostKeys are made by cloud-init where it runs; a sealed image that boots
+// without a data source has none, and ssh must work on it all the same.
+func sshHostKeys(_ context.Context, n *Node) (Resource, error) {
+	return resource{
+		diff: func(context.Context) ([]string, error) {
+			if _, err := os.Stat(n.Platform.Path("/etc/ssh")); errors.Is(err, fs.ErrNotExist) {
+				return nil, nil
+			}
+			keys, err := filepath.Glob(n.Platform.Path("/etc/ssh/ssh_host_*_key"))
+			if err != nil || len(keys) > 0 {
+				return nil, err
+			}
+			return []string{"/etc/ssh has no host key"}, nil
+		},
+		apply: func(ctx context.Context) error {
+			_, err := platform.Run(ctx, "ssh-keygen", "-A", "-f", n.Platform.Root)
+			return err
+		},
+	}, nil
+}
+
+// kvExported makes sure that the KV was exported before anything removes it: by
+// the seal, or by `run` while Consul was up, or here from the files at rest.
+func kvExported(_ context.Context, n *Node) (Resource, error) {
+	file := n.Platform.Path(exportFile)
+	return resource{
+		diff: func(context.Context) ([]string, error) {
+			_, err := os.Stat(file)
+			if errors.Is(err, fs.ErrNotExist) {
+				return []string{"Consul's KV was not exported yet"}, nil
+			}
+			return nil, err
+		},
+		apply: func(ctx context.Context) error {
+			ctx, cancel := context.WithTimeout(ctx, time.Minute)
+			defer cancel()
+			return consul.ExportAtRest(ctx, n.Platform, file)
+		},
+	}, nil
+}
+
+func hostname(ctx context.Context, n *Node) (Resource, error) {
+	db, err := n.DB(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return identity.Hostname(db, n.Platform, n.Identity().Hostname, ""), nil
+}
+
+func uuidInDatabase(ctx context.Context, n *Node) (Resource, error) {
+	db, err := n.DB(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return identity.UUIDInDatabase(db, n.Identity().UUID), nil
+}
+
+func uuidInFiles(_ context.Context, n *Node) (Resource, error) {
+	if !n.Platform.Traits.UUIDInEnvironment {
+		return nothing, nil
+	}
+	return identity.UUIDInFiles(n.Platform, n.Identity().UUID), nil
+}
+
+func uuidInManager(_ context.Context, n *Node) (Resource, error) {
+	if !n.Platform.Traits.UUIDInEnvironment {
+		return nothing, nil
+	}
+	return identity.UUIDInManager(n.Platform, n.Identity().UUID), nil
+}
+
+// oldKeysGone finds nothing on a sealed image; on a copy that was not sealed, the
+// keys are the original's. An adopted server keeps its own.
+func oldKeysGone(ctx context.Context, n *Node) (Resource, error) {
+	if n.Identity().Adopted {
+		return nothing, nil
+	}
+	rs := all{seal.Gone(n.Platform, platform.CertificateFile, platform.CertificateKey)}
+	if !n.Platform.Traits.ServiceAccountsInDatabase {
+		return rs, nil
+	}
+	db, err := n.DB(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return append(rs, identity.NoServiceKeys(db, n.Platform)), nil
+}
+
+func serviceKeys(ctx context.Context, n *Node) (Resource, error) {
+	if n.Identity().Adopted || !n.Platform.Traits.ServiceAccountsInDatabase {
+		return nothing, nil
+	}
+	db, err := n.DB(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return identity.ServiceKeys(db, n.Platform), nil
+}
+
+func certificate(_ context.Context, n *Node) (Resource, error) {
+	return identity.Certificate(n.Platform), nil
+}
+
+func brokerPlugins(_ context.Context, n *Node) (Resource, error) {
+	return rabbitmq.Plugins(n.Platform), nil
+}
+
+func brokerManagement(_ context.Context, n *Node) (Resource, error) {
+	return rabbitmq.ManagementOnLoopback(n.Platform), nil
+}
+
+func consulEmptied(_ context.Context, n *Node) (Resource, error) {
+	if _, err := os.Stat(n.Platform.Path(exportFile)); err != nil {
+		return nil, fmt.Errorf("the KV's export is missing, so Consul's state stays: %w", err)
+	}
+	return consul.Emptied(n.Platform), nil
+}
+
+func consulConfig(ctx context.Context, n *Node) (Resource, error) {
+	peers, err := others(ctx, n.Config.Peers)
+	if err != nil {
+		n.Log.Warn("some peers cannot be resolved yet; they will be joined when they can", "error", err)
+	}
+	s := consul.Settings{
+		Name:        n.Identity().Name,
+		Advertise:   n.Identity().Advertise,
+		JoinWAN:     peers,
+		MasterToken: n.Credentials().ConsulToken(),
+	}
+	if n.Config.Consul.Encrypt {
+		s.GossipKey = n.Credentials().GossipKey()
+	}
+	return consul.ConfigFile(n.Platform, s), nil
+}
+
+func consulTokens(_ context.Context, n *Node) (Resource, error) {
+	return consul.TokenFiles(n.Platform, n.Credentials().ConsulToken()), nil
+}
+
+func ctidConfig(_ context.Context, n *Node) (Resource, error) {
+	return ctid.ConfigFile(n.Platform, n.Identity().Advertise), nil
+}

@@ -1,0 +1,453 @@
+package firstboot
+
+import (
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/consul"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/ctid"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/directory"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/firewall"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/mesh"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/platform"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/rabbitmq"
+)
+
+// suspendedAfter is how long a member may be unreachable before its source is
+// taken out of the contexts: a dead source stalls everybody's lookups.
+const suspendedAfter = 10 * time.Minute
+
+// canaryWait is how long a pass waits for the members' answers.
+const canaryWait = 3 * time.Second
+
+// marks is what converge remembers between passes and boots.
+type marks struct {
+	// Directories is the fingerprint of the sources that xivo-dird last read.
+	Directories string `json:"directories"`
+	// Presences holds, per member, the xivo-ctid registration that was
+	// announced to the local xivo-ctid.
+	Presences map[string]string `json:"presences"`
+}
+
+func (n *Node) marks() (marks, error) {
+	m := marks{Presences: map[string]string{}}
+	return m, n.readState(marksFile, &m)
+}
+
+func firewallRules(ctx context.Context, n *Node) (Resource, error) {
+	if !n.Config.Firewall.Enabled {
+		return nothing, nil
+	}
+	allowed, err := others(ctx, n.Config.Peers)
+	if err != nil {
+		n.Log.Debug("firewall: peers", "error", err)
+	}
+	allowed = append(allowed, n.Config.Firewall.Allow...)
+	if err := n.readState(membersFile, &n.members); err != nil {
+		return nil, err
+	}
+	for _, m := range n.members {
+		allowed = append(allowed, m.Address)
+	}
+	// Living WAN members proved that they hold the gossip key; a newcomer is one
+	// before it is known as a member.
+	if c, err := n.Consul(ctx); err == nil {
+		wan, err := c.WANMembers(ctx)
+		if err != nil {
+			return nil, err
+		}
+		for _, m := range wan {
+			if m.Alive {
+				allowed = append(allowed, m.Address)
+			}
+		}
+	}
+	slices.Sort(allowed)
+	return firewall.Rules(firewall.MeshPolicy(slices.Compact(allowed))), nil
+}
+
+func registered(ctx context.Context, n *Node) (Resource, error) {
+	c, err := n.Consul(ctx)
+	if err != nil {
+		return nil, err
+	}
+	self := n.Self()
+	return c.Registered(consul.Registration{
+		ID:      mesh.ServiceName,
+		Name:    mesh.ServiceName,
+		Address: self.Address,
+		Tags:    self.Tags(),
+	}), nil
+}
+
+func webService(ctx context.Context, n *Node) (Resource, error) {
+	db, err := n.DB(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return directory.Account(db, n.Credentials().Account(), n.Credentials().DirectoryPassword()), nil
+}
+
+func joinedWAN(ctx context.Context, n *Node) (Resource, error) {
+	c, err := n.Consul(ctx)
+	if err != nil {
+		return nil, err
+	}
+	peers, err := others(ctx, n.Config.Peers)
+	if len(peers) == 0 {
+		return nothing, err
+	}
+	// One living peer is enough: gossip tells of the others.
+	wan, err := c.WANMembers(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, m := range wan {
+		if m.Alive && slices.Contains(peers, m.Address) {
+			return nothing, nil
+		}
+	}
+	return c.JoinedWAN(peers), nil
+}
+
+// membersKnown asks every datacenter of the WAN who it is, and takes newcomers
+// in. A datacenter that does not answer keeps the place that it has.
+func membersKnown(ctx context.Context, n *Node) (Resource, error) {
+	c, err := n.Consul(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := n.readState(membersFile, &n.members); err != nil {
+		return nil, err
+	}
+	wan, err := c.WANMembers(ctx)
+	if err != nil {
+		return nil, err
+	}
+
+	var seen []mesh.Member
+	n.unmanaged = nil
+	for _, w := range wan {
+		if !w.Alive || w.Datacenter == n.Identity().Name {
+			continue
+		}
+		regs, err := c.Services(ctx, w.Datacenter, mesh.ServiceName)
+		if err != nil {
+			n.Log.Debug("a WAN member does not answer", "member", w.Name, "error", err)
+			n.unmanaged = append(n.unmanaged, w.Name)
+			continue
+		}
+		if len(regs) == 0 {
+			n.unmanaged = append(n.unmanaged, w.Name)
+		}
+		for _, r := range regs {
+			m, err := mesh.ParseMember(w.Datacenter, r.Address, r.Tags)
+			if err != nil {
+				n.Log.Warn("a member's registration is unusable", "member", w.Name, "error", err)
+				continue
+			}
+			seen = append(seen, m)
+		}
+	}
+
+	known := n.members
+	var next []mesh.Member
+	next, n.refused = mesh.Merge(n.Self(), known, seen, time.Now().UTC())
+	n.members = next
+	return resource{
+		diff: func(context.Context) ([]string, error) {
+			var onDisk []mesh.Member
+			if err := n.readState(membersFile, &onDisk); err != nil {
+				return nil, err
+			}
+			return memberDiff(onDisk, next), nil
+		},
+		apply: func(context.Context) error { return n.writeState(membersFile, next) },
+	}, nil
+}
+
+// memberDiff tells what changed in the mesh. When a member was last seen is
+// written along, but is no change.
+func memberDiff(have, want []mesh.Member) []string {
+	var diff []string
+	at := func(ms []mesh.Member, m mesh.Member) int {
+		return slices.IndexFunc(ms, func(o mesh.Member) bool { return o.UUID == m.UUID })
+	}
+	for _, m := range want {
+		switch i := at(have, m); {
+		case i < 0:
+			diff = append(diff, fmt.Sprintf("%s (%s, %s) is new in the mesh", m.Host, m.Address, m.UUID))
+		case have[i].Address != m.Address || have[i].Name != m.Name || have[i].Version != m.Version || have[i].KeyID != m.KeyID:
+			diff = append(diff, fmt.Sprintf("%s (%s) changed", m.Host, m.UUID))
+		case m.Seen.Sub(have[i].Seen) > suspendedAfter/2:
+			diff = append(diff, fmt.Sprintf("%s was last seen at %s", m.Host, m.Seen.Format(time.TimeOnly)))
+		}
+	}
+	for _, m := range have {
+		if at(want, m) < 0 {
+			diff = append(diff, fmt.Sprintf("%s (%s, %s) was replaced", m.Host, m.Address, m.UUID))
+		}
+	}
+	return diff
+}
+
+func upstreamName(m mesh.Member) string { return directory.Name(m.UUID) }
+
+func upstreams(ctx context.Context, n *Node) (Resource, error) {
+	b, err := n.Broker(ctx)
+	if err != nil {
+		return nil, err
+	}
+	links, err := mesh.Topology{Kind: n.Config.Topology, Hub: n.Config.Hub}.Desired(n.Self(), n.members)
+	if err != nil {
+		return nil, err
+	}
+	var rs all
+	wanted := map[string]bool{}
+	for _, m := range links.Upstreams {
+		wanted[upstreamName(m)] = true
+		rs = append(rs, b.Upstream(rabbitmq.Upstream{
+			Name:     upstreamName(m),
+			Host:     m.Address,
+			Account:  n.Credentials().Account(),
+			Password: n.Credentials().BrokerPassword(),
+			MaxHops:  links.MaxHops,
+			Links:    len(links.Upstreams),
+		}))
+	}
+	found, err := b.Upstreams(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, u := range found {
+		if directory.Ours(u.Name) && !wanted[u.Name] {
+			rs = append(rs, b.NoUpstream(u.Name))
+		}
+	}
+	return rs, nil
+}
+
+func directories(ctx context.Context, n *Node) (Resource, error) {
+	db, err := n.DB(ctx)
+	if err != nil {
+		return nil, err
+	}
+	options := directory.Options{
+		Contexts:          n.Config.Directory.Contexts,
+		VerifyCertificate: n.Config.Directory.VerifyCertificate,
+		CAFile:            n.Config.Directory.CAFile,
+	}
+	var rs all
+	wanted := map[string]bool{}
+	for _, m := range n.members {
+		wanted[directory.Name(m.UUID)] = true
+		o := options
+		o.Suspended = time.Since(m.Seen) > suspendedAfter
+		rs = append(rs, directory.Source(db, directory.Peer{UUID: m.UUID, Host: m.Host, Address: m.Address},
+			n.Credentials().Account(), n.Credentials().DirectoryPassword(), o))
+	}
+	found, err := directory.Sources(ctx, db)
+	if err != nil {
+		return nil, err
+	}
+	for _, f := range found {
+		if f.Ours && !wanted[f.Name] {
+			rs = append(rs, directory.NoSource(db, f.Name))
+		}
+	}
+	return rs, nil
+}
+
+// dirdRestarted: xivo-dird reads its sources at start only. The daemon is
+// restarted once when they changed, and not when they did not.
+func dirdRestarted(ctx context.Context, n *Node) (Resource, error) {
+	db, err := n.DB(ctx)
+	if err != nil {
+		return nil, err
+	}
+	found, err := directory.Sources(ctx, db)
+	if err != nil {
+		return nil, err
+	}
+	now := fingerprint(found)
+	return resource{
+		diff: func(context.Context) ([]string, error) {
+			m, err := n.marks()
+			if err != nil || m.Directories == now || m.Directories == "" && len(found) == 0 {
+				return nil, err
+			}
+			return []string{"xivo-dird runs with sources from before the last change"}, nil
+		},
+		apply: func(ctx context.Context) error {
+			if err := n.Platform.Init.Restart(ctx, "xivo-dird"); err != nil {
+				return err
+			}
+			m, err := n.marks()
+			if err != nil {
+				return err
+			}
+			m.Directories = now
+			return n.writeState(marksFile, m)
+		},
+	}, nil
+}
+
+func fingerprint(v any) string {
+	raw, err := json.Marshal(v)
+	if err != nil {
+		panic(err) // our own plain structs
+	}
+	sum := sha256.Sum256(raw)
+	return hex.EncodeToString(sum[:8])
+}
+
+// ctidRegistered looks at what xivo-ctid did with its configuration, not at the
+// configuration: files that it cannot read are skipped in silence.
+func ctidRegistered(ctx context.Context, n *Node) (Resource, error) {
+	c, err := n.Consul(ctx)
+	if err != nil {
+		return nil, err
+	}
+	want := n.Identity().Advertise
+	return resource{
+		diff: func(ctx context.Context) ([]string, error) {
+			overridden, err := ctid.Overridden(n.Platform, want)
+			if err != nil {
+				return nil, err
+			}
+			if len(overridden) > 0 {
+				return nil, fmt.Errorf("xivo-ctid does not take our address: %s in %s comes first and sets another; remove the key there", overridden, platform.CtidConfigDir)
+			}
+			regs, err := c.LocalServices(ctx)
+			if err != nil {
+				return nil, err
+			}
+			for _, r := range regs {
+				if r.Name == "xivo-ctid" && slices.Contains(r.Tags, n.Identity().UUID.String()) {
+					if r.Address == want {
+						return nil, nil
+					}
+					return []string{fmt.Sprintf("xivo-ctid is registered at %s, not at %s", r.Address, want)}, nil
+				}
+			}
+			return []string{"xivo-ctid is not registered with this node's UUID"}, nil
+		},
+		apply: func(ctx context.Context) error {
+			if err := n.Platform.Init.Restart(ctx, "xivo-ctid"); err != nil {
+				return err
+			}
+			return c.WaitService(ctx, "xivo-ctid", want)
+		},
+	}, nil
+}
+
+// canaryAnswered sends a message to every member and waits for the answers.
+// Nothing can be applied: who does not answer is in the state.
+func canaryAnswered(ctx context.Context, n *Node) (Resource, error) {
+	canary, err := n.Canary(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if len(n.members) == 0 {
+		return nothing, nil
+	}
+	wanted := make([]string, len(n.members))
+	for i, m := range n.members {
+		wanted[i] = m.UUID.String()
+	}
+	ctx, cancel := context.WithTimeout(ctx, canaryWait)
+	defer cancel()
+	answered, err := canary.Ping(ctx, wanted...)
+	if err != nil {
+		return nil, err
+	}
+	n.answered = map[string]time.Duration{}
+	for id, took := range answered {
+		n.answered[id] = took
+	}
+	return nothing, nil
+}
+
+// presencesOpened makes the local xivo-ctid look a member up that it may have
+// looked for before the member was there: it keeps an empty answer until it is
+// restarted or hears of a registration. The announcement is local, and made
+// only when messages from that member arrive.
+func presencesOpened(ctx context.Context, n *Node) (Resource, error) {
+	c, err := n.Consul(ctx)
+	if err != nil {
+		return nil, err
+	}
+	local, err := c.LocalServices(ctx)
+	if err != nil {
+		return nil, err
+	}
+	m, err := n.marks()
+	if err != nil {
+		return nil, err
+	}
+	// A restarted xivo-ctid has a new id, and may have cached again.
+	ours := serviceOf(local, n.Identity().UUID.String())
+
+	type opening struct{ uuid, address, id, key string }
+	var missing []opening
+	var errs []error
+	for _, member := range n.members {
+		id := member.UUID.String()
+		if _, ok := n.answered[id]; !ok {
+			continue
+		}
+		regs, err := c.Services(ctx, member.Name, "xivo-ctid")
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		theirs := serviceOf(regs, id)
+		if theirs.ID == "" {
+			errs = append(errs, fmt.Errorf("%s has no xivo-ctid registered yet", member.Host))
+			continue
+		}
+		if key := ours.ID + " " + theirs.ID; m.Presences[id] != key {
+			missing = append(missing, opening{id, theirs.Address, theirs.ID, key})
+		}
+	}
+	return resource{
+		diff: func(context.Context) ([]string, error) {
+			var diff []string
+			for _, o := range missing {
+				diff = append(diff, "xivo-ctid was not told of the one at "+o.address)
+			}
+			return diff, errors.Join(errs...)
+		},
+		apply: func(ctx context.Context) error {
+			canary, err := n.Canary(ctx)
+			if err != nil {
+				return err
+			}
+			for _, o := range missing {
+				if err := canary.AnnounceCtid(ctx, o.uuid, o.id, o.address); err != nil {
+					return err
+				}
+				m.Presences[o.uuid] = o.key
+			}
+			missing = nil
+			return n.writeState(marksFile, m)
+		},
+	}, nil
+}
+
+func serviceOf(regs []consul.Registration, id string) consul.Registration {
+	regs = slices.DeleteFunc(slices.Clone(regs), func(r consul.Registration) bool {
+		return r.Name != "xivo-ctid" || !slices.Contains(r.Tags, id)
+	})
+	if len(regs) == 0 {
+		return consul.Registration{}
+	}
+	return slices.MinFunc(regs, func(a, b consul.Registration) int { return cmp.Compare(a.ID, b.ID) })
+}

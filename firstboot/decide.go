@@ -1,0 +1,100 @@
+package firstboot
+
+import (
+	"fmt"
+
+	"github.com/xivo-mesh/packer-plugin-xivo/cloudinit"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/platform"
+)
+
+// Instance is what cloud-init and the hardware say this machine is.
+type Instance struct {
+	// ID is cloud-init's instance id; "" when cloud-init does not name a real
+	// one (none, or one that a detached seed leaves).
+	ID string `json:"id"`
+	// Product is the DMI product UUID; "" when unknown.
+	Product string `json:"product"`
+}
+
+// likeness is what a comparison of two instances tells.
+type likeness int
+
+const (
+	same likeness = iota
+	doubtful
+	clone
+)
+
+// compare: a clone is certain when a real instance id changed and the product
+// UUID changed or is unknown. One signal alone is a doubt.
+func (was Instance) compare(now Instance) (likeness, string) {
+	idChanged := was.ID != "" && now.ID != "" && was.ID != now.ID
+	productKnown := was.Product != "" && now.Product != ""
+	productChanged := productKnown && !platform.SameProduct(was.Product, now.Product)
+	switch {
+	case idChanged && (productChanged || !productKnown):
+		return clone, fmt.Sprintf("the instance id is %s, it was %s", now.ID, was.ID)
+	case idChanged:
+		return doubtful, fmt.Sprintf("the instance id changed from %s to %s, but the hardware is the same", was.ID, now.ID)
+	case productChanged:
+		return doubtful, fmt.Sprintf("the hardware's product UUID changed from %s to %s, but not the instance id", was.Product, now.Product)
+	}
+	return same, "the same instance"
+}
+
+// Action is what becomes of a node's identity.
+type Action string
+
+const (
+	// Become takes on a new identity.
+	Become Action = "become"
+	// Adopt keeps the identity that the server has, and makes it a node.
+	Adopt Action = "adopt"
+	// Resume ends a become that was cut off.
+	Resume Action = "resume"
+	// Keep changes nothing: this instance has become already.
+	Keep Action = "keep"
+	// Hold changes nothing, and keeps out of the mesh until a person decides.
+	Hold Action = "hold"
+	// Leave changes nothing: a XiVO that nobody asked to change.
+	Leave Action = "leave"
+)
+
+// Found is everything that the decision rests on.
+type Found struct {
+	Sealed    bool
+	Journal   *Journal
+	Instance  Instance
+	Document  *cloudinit.Config
+	Confirmed bool
+}
+
+// Decide says what becomes of the identity, and why. It is taken before
+// anything is changed. Doubt never changes an identity.
+func Decide(f Found) (Action, string) {
+	if f.Journal != nil {
+		how, why := f.Journal.Instance.compare(f.Instance)
+		switch {
+		case how == clone:
+			return Become, "a clone: " + why
+		case how == doubtful && f.Confirmed:
+			return Become, "confirmed by a person: " + why
+		case how == doubtful:
+			return Hold, why + ": if this is a copy, run `xivo-firstboot become --confirm`"
+		case !f.Journal.Finished(becomePhase):
+			return Resume, "a become of this instance was cut off"
+		}
+		return Keep, why
+	}
+	switch {
+	case f.Sealed:
+		return Become, "a sealed image boots for the first time"
+	case f.Document == nil:
+		return Leave, "not sealed, and no document: left as it is"
+	case f.Document.Identity == cloudinit.IdentityKeep:
+		return Adopt, "identity: keep"
+	case f.Document.Identity == cloudinit.IdentityRegenerate:
+		return Become, "identity: regenerate"
+	}
+	return Leave, "not sealed, and the document does not say `identity: keep` or `identity: regenerate`: left as it is"
+}

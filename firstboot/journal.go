@@ -1,0 +1,101 @@
+package firstboot
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/platform"
+)
+
+// Identity is what makes this node itself. It is decided once per instance, in
+// one place, written to the journal, and never derived again.
+type Identity struct {
+	UUID uuid.UUID `json:"uuid"`
+	// Hostname is the short name; Name is Consul's datacenter and node name and
+	// the broker's cluster name.
+	Hostname  string `json:"hostname"`
+	Name      string `json:"name"`
+	Advertise string `json:"advertise"`
+	// Adopted: the UUID was there before, and what belongs to it is kept.
+	Adopted bool `json:"adopted,omitempty"`
+}
+
+type stampState string
+
+const (
+	running stampState = "running"
+	done    stampState = "done"
+)
+
+// Stamp says how far a step came.
+type Stamp struct {
+	State stampState `json:"state"`
+	At    time.Time  `json:"at"`
+}
+
+// Journal is what survives a power cut: whose identity this is, and which steps
+// of the phases that run once were begun and done. Every change is on the disk
+// before the call returns.
+type Journal struct {
+	Format   int              `json:"format"`
+	Instance Instance         `json:"instance"`
+	Identity Identity         `json:"identity"`
+	Steps    map[string]Stamp `json:"steps"`
+
+	file string
+}
+
+// readJournal returns nil where there is none yet.
+func readJournal(file string) (*Journal, error) {
+	raw, err := os.ReadFile(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("journal: %w", err)
+	}
+	j := &Journal{file: file}
+	if err := json.Unmarshal(raw, j); err != nil {
+		return nil, fmt.Errorf("journal: %s is damaged (%w): nothing was changed; restore the file, or remove it to begin again", file, err)
+	}
+	if j.Format != 1 {
+		return nil, fmt.Errorf("journal: %s has format %d, this program knows 1: use the release that wrote it", file, j.Format)
+	}
+	return j, nil
+}
+
+func newJournal(file string, i Instance, id Identity) *Journal {
+	return &Journal{Format: 1, Instance: i, Identity: id, Steps: map[string]Stamp{}, file: file}
+}
+
+func (j *Journal) save() error {
+	raw, err := json.MarshalIndent(j, "", "  ")
+	if err != nil {
+		return err
+	}
+	return platform.WriteFile(j.file, append(raw, '\n'), 0o600)
+}
+
+func (j *Journal) stamp(id string, s stampState) error {
+	j.Steps[id] = Stamp{State: s, At: time.Now().UTC()}
+	return j.save()
+}
+
+// Done says whether a step was stamped done.
+func (j *Journal) Done(id string) bool { return j.Steps[id].State == done }
+
+// Finished says whether every step of a phase was done.
+func (j *Journal) Finished(p Phase) bool {
+	for _, s := range p.Steps {
+		if !j.Done(p.Name + "." + s.Name) {
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,66 @@
+package firstboot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/platform"
+)
+
+// Live takes a running server through all phases. Telephony is down from the
+// stop to the start of XiVO's services; they are started whatever happens in
+// between. The returned duration is how long they were down.
+func (n *Node) Live(ctx context.Context) (_ []Change, down time.Duration, err error) {
+	if err := n.exportLive(ctx); err != nil {
+		return nil, 0, err
+	}
+
+	stopped := time.Now()
+	defer func() {
+		// Also when ctx was cancelled: this is what must not be left undone.
+		start, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Minute)
+		defer cancel()
+		if _, startErr := platform.Run(start, "xivo-service", "start"); startErr != nil {
+			err = errors.Join(err, fmt.Errorf("start XiVO: %w; run `xivo-service start`", startErr))
+		}
+		down = time.Since(stopped)
+	}()
+	if _, err := platform.Run(ctx, "xivo-service", "stop"); err != nil {
+		return nil, 0, fmt.Errorf("stop XiVO: %w", err)
+	}
+	// xivo-service leaves both of them running.
+	for _, service := range []string{"consul", "rabbitmq-server"} {
+		if err := n.Platform.Init.Stop(ctx, service); err != nil {
+			return nil, 0, err
+		}
+	}
+
+	changes, err := n.Run(ctx, becomePhase)
+	for _, service := range []string{"rabbitmq-server", "consul"} {
+		err = errors.Join(err, n.Platform.Init.Start(ctx, service))
+	}
+	if err != nil {
+		return changes, 0, err
+	}
+	more, err := n.Run(ctx, settlePhase)
+	return append(changes, more...), 0, err
+}
+
+// exportLive exports the KV while Consul runs and XiVO does not need to stop.
+func (n *Node) exportLive(ctx context.Context) error {
+	file := n.Platform.Path(exportFile)
+	if _, err := os.Stat(file); err == nil || n.Journal.Done("become.consul-state") {
+		return nil
+	}
+	wait, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	c, err := n.Consul(wait)
+	if err != nil {
+		return err
+	}
+	n.consul = nil // its token and address are about to change
+	return c.Export(wait, file)
+}

@@ -1,0 +1,242 @@
+package firstboot
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+
+	"github.com/xivo-mesh/packer-plugin-xivo/cloudinit"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/consul"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/mesh"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/platform"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/postgres"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/rabbitmq"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/secret"
+)
+
+// Files of ours below platform.StateDir. All are root's alone.
+const (
+	journalFile  = platform.StateDir + "/journal.json"
+	documentFile = platform.StateDir + "/document.yml"
+	exportFile   = platform.StateDir + "/kv.json"
+	restoredFile = platform.StateDir + "/kv-restored.json"
+	membersFile  = platform.StateDir + "/members.json"
+	statusFile   = platform.StateDir + "/status.json"
+	marksFile    = platform.StateDir + "/marks.json"
+	manifestFile = platform.StateDir + "/seal.json"
+	lockFile     = platform.StateDir + "/lock"
+)
+
+// Node is this machine while a command runs: what was found, what was decided,
+// and the connections that steps opened. Close it.
+type Node struct {
+	Platform *platform.Platform
+	Log      *slog.Logger
+	Progress Progress
+	// Config is the document in force: the user's, or the last good one.
+	Config *cloudinit.Config
+	// DocumentErr is why the user's document is not the one in force.
+	DocumentErr error
+	Instance    Instance
+	// Journal is nil until this machine became something.
+	Journal *Journal
+	Sealed  bool
+
+	members []mesh.Member
+	refused []mesh.Refusal
+	canary  *rabbitmq.Canary
+	// answered is who answered the canary in this pass, and how fast.
+	answered map[string]time.Duration
+	// hasPeers: the document names a peer that is not this node.
+	hasPeers bool
+	// unmanaged names WAN members that do not tell who they are.
+	unmanaged []string
+
+	db     *pgx.Conn
+	consul *consul.Client
+	broker *rabbitmq.Client
+	lock   *os.File
+}
+
+// Open finds out what this machine is. It changes nothing.
+func Open(root string, log *slog.Logger) (*Node, error) {
+	p, err := platform.Detect(root)
+	if err != nil {
+		return nil, err
+	}
+	n := &Node{Platform: p, Log: log, Progress: func(Event) {}}
+	if n.Journal, err = readJournal(p.Path(journalFile)); err != nil {
+		return nil, err
+	}
+	if _, err := os.Stat(p.Path(manifestFile)); err == nil {
+		n.Sealed = true
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("seal manifest: %w", err)
+	}
+	id, real := cloudinit.Instance(root)
+	if !real {
+		id = ""
+	}
+	n.Instance = Instance{ID: id, Product: p.ProductUUID()}
+	n.Config, n.DocumentErr = n.loadDocument()
+	return n, nil
+}
+
+// loadDocument prefers the user's document, and falls back to the last good one
+// of an instance that became with it.
+func (n *Node) loadDocument() (*cloudinit.Config, error) {
+	loaded, err := cloudinit.Load(n.Platform.Root)
+	if err == nil {
+		return loaded.Config, nil
+	}
+	if errors.Is(err, cloudinit.ErrNoDocument) {
+		err = nil
+	}
+	if n.Journal == nil {
+		return nil, err
+	}
+	raw, readErr := os.ReadFile(n.Platform.Path(documentFile))
+	if readErr != nil {
+		return nil, errors.Join(err, readErr)
+	}
+	config, parseErr := cloudinit.Parse(raw, documentFile)
+	return config, errors.Join(err, parseErr)
+}
+
+// keepDocument writes the document in force where the next boot finds it, also
+// when the seed is detached.
+func (n *Node) keepDocument() error {
+	return platform.WriteFile(n.Platform.Path(documentFile), cloudinit.UserData(n.Config), 0o600)
+}
+
+// Close ends the connections and gives the lock back.
+func (n *Node) Close() {
+	if n.db != nil {
+		n.db.Close(context.Background())
+		n.db = nil
+	}
+	if n.canary != nil {
+		n.canary.Close()
+		n.canary = nil
+	}
+	if n.lock != nil {
+		n.lock.Close()
+		n.lock = nil
+	}
+}
+
+// DB returns the connection to XiVO's database, opened at the first use and
+// after a failure.
+func (n *Node) DB(ctx context.Context) (*pgx.Conn, error) {
+	if n.db != nil && !n.db.IsClosed() {
+		return n.db, nil
+	}
+	var err error
+	n.db, err = postgres.Connect(ctx)
+	return n.db, err
+}
+
+// Consul returns the client of the local agent, once it has a leader.
+func (n *Node) Consul(ctx context.Context) (*consul.Client, error) {
+	if n.consul != nil {
+		return n.consul, nil
+	}
+	c, err := consul.Dial(n.Platform)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.WaitLeader(ctx); err != nil {
+		return nil, err
+	}
+	n.consul = c
+	return c, nil
+}
+
+// Broker returns the client of the local broker, once it answers.
+func (n *Node) Broker(ctx context.Context) (*rabbitmq.Client, error) {
+	if n.broker != nil {
+		return n.broker, nil
+	}
+	b := rabbitmq.Dial()
+	if err := b.Wait(ctx); err != nil {
+		return nil, err
+	}
+	n.broker = b
+	return b, nil
+}
+
+// Canary returns the open canary; a broken one is opened again.
+func (n *Node) Canary(ctx context.Context) (*rabbitmq.Canary, error) {
+	if n.canary != nil {
+		select {
+		case err := <-n.canary.Done():
+			n.Log.Warn("the canary's connection ended, opening it again", "error", err)
+			n.canary.Close()
+			n.canary = nil
+		default:
+			return n.canary, nil
+		}
+	}
+	var err error
+	n.canary, err = rabbitmq.OpenCanary(ctx, rabbitmq.LocalAMQP, n.Identity().UUID.String())
+	return n.canary, err
+}
+
+// Identity is the node's own; the zero value before it became.
+func (n *Node) Identity() Identity {
+	if n.Journal == nil {
+		return Identity{}
+	}
+	return n.Journal.Identity
+}
+
+// Credentials derives what the mesh shares from the document's secret.
+func (n *Node) Credentials() secret.Generation { return secret.NewGeneration(n.Config.Secret) }
+
+// Self is this node as the others see it.
+func (n *Node) Self() mesh.Member {
+	id := n.Identity()
+	return mesh.Member{
+		UUID:    id.UUID,
+		Host:    id.Hostname,
+		Name:    id.Name,
+		Address: id.Advertise,
+		Version: n.Platform.Version.String(),
+		KeyID:   n.Credentials().KeyID(),
+	}
+}
+
+// readState reads one of our JSON files; a missing one leaves v as it is.
+func (n *Node) readState(file string, v any) error {
+	raw, err := os.ReadFile(n.Platform.Path(file))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(raw, v); err != nil {
+		return fmt.Errorf("%s is damaged: %w", file, err)
+	}
+	return nil
+}
+
+func (n *Node) writeState(file string, v any) error {
+	raw, err := json.MarshalIndent(v, "", "  ")
+	if err != nil {
+		return err
+	}
+	return platform.WriteFile(n.Platform.Path(file), append(raw, '\n'), 0o600)
+}
+
+// placeholder stands in a sealed image where the XiVO UUID was; a first boot
+// must replace it.
+var placeholder = uuid.Nil

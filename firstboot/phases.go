@@ -1,0 +1,75 @@
+package firstboot
+
+// The phases, in the order in which they happen. `run`, `plan`, `status`,
+// `--help` and the documentation read these lists; there is no second one.
+
+var becomePhase = Phase{
+	Name: "become",
+	Text: "take on an identity, before Consul and RabbitMQ start",
+	Once: true,
+	Steps: []Step{
+		{"document", "the accepted document is kept, for boots without their seed", keptDocument},
+		{"ssh-host-keys", "this machine has SSH host keys of its own", sshHostKeys},
+		{"kv-export", "Consul's KV is exported before its state goes", kvExported},
+		{"hostname", "the host name is the same in files and database", hostname},
+		{"uuid-database", "the XiVO UUID in the database", uuidInDatabase},
+		{"uuid-files", "the XiVO UUID in the files that daemons start from", uuidInFiles},
+		{"uuid-manager", "the XiVO UUID in the service manager", uuidInManager},
+		{"old-keys", "service keys and TLS key of the original are gone", oldKeysGone},
+		{"service-keys", "the keys of XiVO's own service accounts are new", serviceKeys},
+		{"certificate", "a TLS key and certificate that are this node's own", certificate},
+		{"rabbitmq-plugins", "RabbitMQ's management and federation are enabled", brokerPlugins},
+		{"rabbitmq-management", "RabbitMQ's management listens on loopback only", brokerManagement},
+		{"consul-state", "Consul's old state is gone, but not its tokens", consulEmptied},
+		{"consul-config", "Consul has this node's name and address", consulConfig},
+		{"consul-token", "Consul's master token is the mesh's, in every file that holds it", consulTokens},
+		{"ctid-config", "xivo-ctid listens and registers at this node's address", ctidConfig},
+	},
+}
+
+var settlePhase = Phase{
+	Name: "settle",
+	Text: "put the KV back and set the broker up, before XiVO's daemons start",
+	Once: true,
+	Steps: []Step{
+		{"kv-import", "Consul's KV is back, bit for bit", kvImported},
+		{"kv-retire", "the export is put aside after its restore was verified", kvRetired},
+		{"rabbitmq-clean", "nothing is left of another node's federation", brokerClean},
+		{"rabbitmq-name", "the broker's cluster name is this node's", brokerName},
+		{"rabbitmq-account", "the mesh's federation account, with the least rights that work", brokerAccount},
+		{"rabbitmq-policy", "the exchange xivo, and only it, is federated", brokerPolicy},
+	},
+}
+
+var convergePhase = Phase{
+	Name: "converge",
+	Text: "make this node match the mesh, again and again",
+	Steps: []Step{
+		{"firewall", "the ports that we opened are open to the mesh only", firewallRules},
+		{"registration", "this node tells the others about itself", registered},
+		{"web-service", "the others may read this node's users", webService},
+		{"rabbitmq-account", "the mesh's federation account", brokerAccount},
+		{"rabbitmq-policy", "the exchange xivo is federated", brokerPolicy},
+		{"wan", "this node is in Consul's WAN with its peers", joinedWAN},
+		{"members", "who is in the mesh", membersKnown},
+		{"upstreams", "a federation upstream for every link", upstreams},
+		{"directories", "a directory source for every member", directories},
+		{"dird", "xivo-dird has read its sources", dirdRestarted},
+		{"ctid", "xivo-ctid is registered at this node's address", ctidRegistered},
+		{"canary", "a message goes to every member and back", canaryAnswered},
+		{"presences", "xivo-ctid looks newcomers up", presencesOpened},
+	},
+}
+
+// Phases returns the phases of a node's life after the bake, in order.
+func Phases() []Phase { return []Phase{becomePhase, settlePhase, convergePhase} }
+
+// BecomePhase, SettlePhase and ConvergePhase are the phases by their names.
+func BecomePhase() Phase   { return becomePhase }
+func SettlePhase() Phase   { return settlePhase }
+func ConvergePhase() Phase { return convergePhase }
+
+// Settled says whether this instance became and settled.
+func (n *Node) Settled() bool {
+	return n.Journal != nil && n.Journal.Finished(becomePhase) && n.Journal.Finished(settlePhase)
+}

@@ -1,0 +1,77 @@
+package firstboot
+
+import (
+	"context"
+	"time"
+)
+
+// Event is one line of progress: a step that ended.
+type Event struct {
+	Phase   string
+	Step    string
+	N, Of   int
+	Took    time.Duration
+	Changes []string
+	Err     error
+}
+
+// Progress receives events in order. It must not block for long.
+type Progress func(Event)
+
+// Run runs the steps of a phase in order and stops at the first error. What it
+// did is in the journal before and after each step, so that it can be cut off
+// at any instant and run again to the same end.
+func (n *Node) Run(ctx context.Context, p Phase) ([]Change, error) {
+	var changes []Change
+	for i, s := range p.Steps {
+		id := p.Name + "." + s.Name
+		if p.Once && n.Journal.Done(id) {
+			continue
+		}
+		if p.Once {
+			if err := n.Journal.stamp(id, running); err != nil {
+				return changes, err
+			}
+		}
+
+		start := time.Now()
+		diff, err := s.run(ctx, n)
+		if len(diff) > 0 {
+			changes = append(changes, Change{Step: id, Diff: diff})
+		}
+		n.Progress(Event{Phase: p.Name, Step: s.Name, N: i + 1, Of: len(p.Steps), Took: time.Since(start), Changes: diff, Err: err})
+		if err != nil {
+			return changes, err
+		}
+
+		if p.Once {
+			if err := n.Journal.stamp(id, done); err != nil {
+				return changes, err
+			}
+		}
+	}
+	return changes, nil
+}
+
+// Plan returns what Run would do, from the same steps, and changes nothing.
+func (n *Node) Plan(ctx context.Context, p Phase) ([]Change, error) {
+	var changes []Change
+	for _, s := range p.Steps {
+		id := p.Name + "." + s.Name
+		if p.Once && n.Journal.Done(id) {
+			continue
+		}
+		r, err := s.Open(ctx, n)
+		if err != nil {
+			return changes, err
+		}
+		diff, err := r.Diff(ctx)
+		if err != nil {
+			return changes, err
+		}
+		if len(diff) > 0 {
+			changes = append(changes, Change{Step: id, Diff: diff})
+		}
+	}
+	return changes, nil
+}

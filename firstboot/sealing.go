@@ -1,0 +1,333 @@
+package firstboot
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/xivo-mesh/packer-plugin-xivo/cloudinit"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/consul"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/directory"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/identity"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/platform"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/rabbitmq"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/seal"
+)
+
+// BinaryPath is where a baked image has this program.
+const BinaryPath = cloudinit.BinaryPath
+
+// SealOperation is a step of the seal. Its proof is the step's own second
+// reading; its counterpart gives a clone, at its first boot, its own of what
+// was taken out.
+type SealOperation struct {
+	Step
+	Counterpart string
+}
+
+// ours names the first-boot step that is a counterpart.
+func ours(step string) string { return "xivo-firstboot: " + step }
+
+// SealOperations is the seal, in order. The broker and Consul are still up for
+// the first ones.
+func SealOperations() []SealOperation {
+	gone := func(patterns ...string) func(context.Context, *Node) (Resource, error) {
+		return func(_ context.Context, n *Node) (Resource, error) { return seal.Gone(n.Platform, patterns...), nil }
+	}
+	return []SealOperation{
+		{Step{"kv-export", "Consul's KV is exported", sealExport}, ours("settle.kv-import")},
+		{Step{"directory-rows", "directory sources and the account of a mesh are gone", sealDirectory}, ours("converge.directories")},
+		{Step{"rabbitmq-plugins", "RabbitMQ's management and federation are enabled in its file", brokerPlugins}, ours("become.rabbitmq-plugins")},
+		{Step{"rabbitmq-management", "RabbitMQ's management listens on loopback only", brokerManagement}, ours("become.rabbitmq-management")},
+		{Step{"rabbitmq-federation", "federation users, upstreams and policies are gone", sealBroker}, ours("settle.rabbitmq-account")},
+		{Step{"rabbitmq-name", "the broker's cluster name is a placeholder", sealBrokerName}, ours("settle.rabbitmq-name")},
+		{Step{"uuid-database", "the XiVO UUID in the database is a placeholder", sealUUIDInDatabase}, ours("become.uuid-database")},
+		{Step{"service-keys", "the keys of XiVO's own service accounts are gone", sealServiceKeys}, ours("become.service-keys")},
+		{Step{"services", "XiVO, Consul and RabbitMQ are stopped", sealServices}, "systemd starts them"},
+		{Step{"uuid-files", "the XiVO UUID in files is a placeholder", sealUUIDInFiles}, ours("become.uuid-files")},
+		{Step{"uuid-manager", "the XiVO UUID in the service manager is a placeholder", sealUUIDInManager}, ours("become.uuid-manager")},
+		{Step{"consul-state", "Consul's raft, serf, keyrings, services, checks and node id are gone", sealConsul}, ours("become.consul-state")},
+		{Step{"consul-config", "Consul's mesh configuration is gone", gone(platform.ConsulConfigDir + "/interconnection.json")}, ours("become.consul-config")},
+		{Step{"ctid-config", "xivo-ctid's mesh configuration is gone", gone(platform.CtidConfigDir + "/interconnection.yml")}, ours("become.ctid-config")},
+		{Step{"erlang-cookie", "the Erlang cookie is gone", gone(platform.RabbitDataDir + "/.erlang.cookie")}, "RabbitMQ makes one when it starts"},
+		{Step{"certificate", "the TLS key and certificate are gone", gone(platform.CertificateFile, platform.CertificateKey)}, ours("become.certificate")},
+		{Step{"machine-id", "the machine id is empty", sealMachineID}, "systemd makes one at boot"},
+		{Step{"dhcp-leases", "DHCP leases are gone", gone("/var/lib/dhcp/*.lease*", "/var/lib/NetworkManager/*.lease")}, "the DHCP client asks anew"},
+		{Step{"udev-net-rules", "interface names are not tied to hardware addresses", gone("/etc/udev/rules.d/70-persistent-net.rules")}, "udev writes it where it uses it"},
+		{Step{"random-seed", "the random seed is gone", gone("/var/lib/systemd/random-seed", "/var/lib/urandom/random-seed")}, "systemd saves one at shutdown"},
+		{Step{"shell-history", "shell histories are gone", gone("/root/.*_history", "/home/*/.*_history", "/var/lib/postgresql/.*_history")}, "none is needed"},
+		{Step{"apt-cache", "the apt cache is gone", gone("/var/cache/apt/archives/*.deb", "/var/cache/apt/*.bin", "/var/lib/apt/lists/*_*")}, "apt-get update"},
+		{Step{"logs", "logs are empty", sealLogs}, "the daemons write on"},
+		{Step{"cloud-init", "cloud-init's state is gone", gone("/var/lib/cloud/*", "/var/log/cloud-init*.log", "/etc/network/interfaces.d/50-cloud-init*")}, "cloud-init runs as on a new machine"},
+		{Step{"our-state", "journal, document and state of a node are gone", gone(journalFile, documentFile, restoredFile, membersFile, statusFile, marksFile, "/etc/xivo-firstboot/config.yml")}, ours("become.document")},
+		{Step{"units", "xivo-firstboot and its units are installed", sealUnits}, "they run at the first boot"},
+	}
+}
+
+// LastOperations come after the manifest was brought home: the connection that
+// brings it needs what they take away.
+func LastOperations() []SealOperation {
+	gone := func(patterns ...string) func(context.Context, *Node) (Resource, error) {
+		return func(_ context.Context, n *Node) (Resource, error) { return seal.Gone(n.Platform, patterns...), nil }
+	}
+	return []SealOperation{
+		{Step{"build-ssh-key", "authorized SSH keys are gone", gone("/root/.ssh/authorized_keys*", "/home/*/.ssh/authorized_keys*")}, "cloud-init installs those of the user data"},
+		{Step{"ssh-host-keys", "SSH host keys are gone", gone("/etc/ssh/ssh_host_*_key", "/etc/ssh/ssh_host_*_key.pub")}, ours("become.ssh-host-keys")},
+	}
+}
+
+// SealOptions are a person's choices.
+type SealOptions struct {
+	AllowConfigured bool
+	// Disable names operations to leave out.
+	Disable []string
+	// Version is this program's.
+	Version string
+}
+
+// Seal takes every identity out of this machine, proves it, and writes the
+// manifest. Sealing again goes through the same operations, and finds nothing.
+func (n *Node) Seal(ctx context.Context, o SealOptions) (*seal.Manifest, error) {
+	operations := SealOperations()
+	for _, name := range o.Disable {
+		if !slices.ContainsFunc(append(operations, LastOperations()...), func(op SealOperation) bool { return op.Name == name }) {
+			return nil, fmt.Errorf("seal: there is no operation %q: see `xivo-firstboot seal --list`", name)
+		}
+	}
+	if n.Platform.WizardPassed() && !o.AllowConfigured {
+		return nil, errors.New("seal: this XiVO has passed its wizard, so its IP is in netiface, provd and DHCP, and a clone would carry it; seal before the wizard, or say --allow-configured")
+	}
+
+	m := &seal.Manifest{Format: 1, At: time.Now().UTC(), Firstboot: o.Version, XiVO: n.Platform.Version.String(), Files: map[string]string{}}
+	for i, op := range operations {
+		done := seal.Operation{Name: op.Name, Text: op.Text, Counterpart: op.Counterpart, Disabled: slices.Contains(o.Disable, op.Name)}
+		if !done.Disabled {
+			var err error
+			if done.Removed, err = n.seal(ctx, op, i+1, len(operations)); err != nil {
+				return nil, fmt.Errorf("seal: %w", err)
+			}
+		}
+		m.Operations = append(m.Operations, done)
+	}
+	for _, f := range imageFiles(n.Platform) {
+		m.Files[f.Path] = seal.Sum(f.Content)
+	}
+	return m, n.writeState(manifestFile, m)
+}
+
+// SealLast ends a seal.
+func (n *Node) SealLast(ctx context.Context, o SealOptions) error {
+	operations := LastOperations()
+	for i, op := range operations {
+		if slices.Contains(o.Disable, op.Name) {
+			continue
+		}
+		if _, err := n.seal(ctx, op, i+1, len(operations)); err != nil {
+			return fmt.Errorf("seal: %w", err)
+		}
+	}
+	return nil
+}
+
+func (n *Node) seal(ctx context.Context, op SealOperation, i, of int) ([]string, error) {
+	start := time.Now()
+	removed, err := op.run(ctx, n)
+	n.Progress(Event{Phase: "seal", Step: op.Name, N: i, Of: of, Took: time.Since(start), Changes: removed, Err: err})
+	return removed, err
+}
+
+// sealExport: an image that was sealed before has the export, and no Consul.
+func sealExport(ctx context.Context, n *Node) (Resource, error) {
+	r, err := kvExported(ctx, n)
+	if err != nil {
+		return nil, err
+	}
+	file := n.Platform.Path(exportFile)
+	return resource{
+		diff: r.Diff,
+		apply: func(ctx context.Context) error {
+			if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
+				return err
+			}
+			wait, cancel := context.WithTimeout(ctx, time.Minute)
+			defer cancel()
+			c, err := n.Consul(wait)
+			if err != nil {
+				return err
+			}
+			return c.Export(wait, file)
+		},
+	}, nil
+}
+
+func sealDirectory(ctx context.Context, n *Node) (Resource, error) {
+	db, err := n.DB(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return directory.Nothing(db), nil
+}
+
+// sealBroker restarts a broker whose management is not up yet: XiVO leaves it
+// off, and federation's state can be read and removed through it only.
+func sealBroker(ctx context.Context, n *Node) (Resource, error) {
+	b, err := n.sealedBroker(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return b.NothingFederated(), nil
+}
+
+func sealBrokerName(ctx context.Context, n *Node) (Resource, error) {
+	b, err := n.sealedBroker(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return b.ClusterName("xivo-sealed"), nil
+}
+
+func (n *Node) sealedBroker(ctx context.Context) (*rabbitmq.Client, error) {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	defer cancel()
+	probe, cancelProbe := context.WithTimeout(ctx, 2*time.Second)
+	defer cancelProbe()
+	if b, err := n.Broker(probe); err == nil {
+		return b, nil
+	}
+	if err := n.Platform.Init.Restart(ctx, "rabbitmq-server"); err != nil {
+		return nil, err
+	}
+	return n.Broker(ctx)
+}
+
+func sealUUIDInDatabase(ctx context.Context, n *Node) (Resource, error) {
+	db, err := n.DB(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return identity.UUIDInDatabase(db, placeholder), nil
+}
+
+func sealUUIDInFiles(_ context.Context, n *Node) (Resource, error) {
+	if !n.Platform.Traits.UUIDInEnvironment {
+		return nothing, nil
+	}
+	return identity.UUIDInFiles(n.Platform, placeholder), nil
+}
+
+func sealUUIDInManager(_ context.Context, n *Node) (Resource, error) {
+	if !n.Platform.Traits.UUIDInEnvironment {
+		return nothing, nil
+	}
+	return identity.UUIDInManager(n.Platform, placeholder), nil
+}
+
+func sealServiceKeys(ctx context.Context, n *Node) (Resource, error) {
+	if !n.Platform.Traits.ServiceAccountsInDatabase {
+		return seal.Gone(n.Platform, identity.ServiceKeyFiles), nil
+	}
+	db, err := n.DB(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return identity.NoServiceKeys(db, n.Platform), nil
+}
+
+func sealServices(_ context.Context, n *Node) (Resource, error) {
+	brokers := []string{"consul", "rabbitmq-server"}
+	return resource{
+		diff: func(ctx context.Context) ([]string, error) {
+			var up []string
+			for _, s := range append([]string{"xivo-ctid", "xivo-dird", "xivo-confd"}, brokers...) {
+				active, err := n.Platform.Init.Active(ctx, s)
+				if err != nil {
+					return nil, err
+				}
+				if active {
+					up = append(up, s+" runs")
+				}
+			}
+			return up, nil
+		},
+		apply: func(ctx context.Context) error {
+			if _, err := platform.Run(ctx, "xivo-service", "stop"); err != nil {
+				return err
+			}
+			// xivo-service leaves both of them running.
+			n.consul, n.broker = nil, nil
+			var errs []error
+			for _, s := range brokers {
+				errs = append(errs, n.Platform.Init.Stop(ctx, s))
+			}
+			return errors.Join(errs...)
+		},
+	}, nil
+}
+
+func sealConsul(_ context.Context, n *Node) (Resource, error) { return consul.Emptied(n.Platform), nil }
+
+// sealMachineID empties /etc/machine-id; an absent one would make systemd run
+// its first-boot presets. D-Bus's is a link to it, or goes.
+func sealMachineID(_ context.Context, n *Node) (Resource, error) {
+	rs := all{seal.Emptied(n.Platform, "/etc/machine-id")}
+	if st, err := os.Lstat(n.Platform.Path("/var/lib/dbus/machine-id")); err == nil && st.Mode().IsRegular() {
+		rs = append(rs, seal.Gone(n.Platform, "/var/lib/dbus/machine-id"))
+	}
+	return rs, nil
+}
+
+func sealLogs(_ context.Context, n *Node) (Resource, error) {
+	return all{
+		seal.Gone(n.Platform, "/var/log/*.gz", "/var/log/*.[0-9]", "/var/log/*/*.gz", "/var/log/*/*.[0-9]", "/var/log/journal/*", "/var/backups/xivo/*"),
+		seal.Emptied(n.Platform, "/var/log/xivo-*.log", "/var/log/*/xivo*.log", "/var/log/syslog", "/var/log/daemon.log", "/var/log/auth.log", "/var/log/messages", "/var/log/wtmp", "/var/log/btmp", "/var/log/lastlog"),
+	}, nil
+}
+
+func imageFiles(p *platform.Platform) []seal.File {
+	var files []seal.File
+	for _, f := range cloudinit.ImageFiles() {
+		files = append(files, seal.File{Platform: p, Path: f.Path, Content: f.Content, Mode: f.Mode})
+	}
+	return files
+}
+
+func sealUnits(ctx context.Context, n *Node) (Resource, error) {
+	binary, err := os.ReadFile("/proc/self/exe")
+	if err != nil {
+		return nil, err
+	}
+	rs := all{seal.File{Platform: n.Platform, Path: BinaryPath, Content: binary, Mode: 0o755}}
+	for _, f := range imageFiles(n.Platform) {
+		rs = append(rs, f)
+	}
+	units := cloudinit.Units()
+	return append(rs, resource{
+		diff: func(ctx context.Context) ([]string, error) {
+			out, err := platform.Run(ctx, "systemctl", append([]string{"is-enabled"}, units...)...)
+			if err == nil && strings.Count(out, "enabled") == len(units) {
+				return nil, nil
+			}
+			return []string{"units are not enabled: " + strings.Join(units, " ")}, nil
+		},
+		apply: func(ctx context.Context) error {
+			_, err := platform.Run(ctx, "systemctl", append([]string{"enable"}, units...)...)
+			return err
+		},
+	}), nil
+}
+
+// ReadManifest returns the manifest of this image's seal.
+func (n *Node) ReadManifest() (*seal.Manifest, error) {
+	raw, err := os.ReadFile(n.Platform.Path(manifestFile))
+	if err != nil {
+		return nil, err
+	}
+	m := &seal.Manifest{}
+	return m, json.Unmarshal(raw, m)
+}

@@ -1,0 +1,120 @@
+package firstboot
+
+import (
+	"time"
+
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/mesh"
+)
+
+// State is what a node is in the mesh.
+type State string
+
+const (
+	// Alone: no peer is known.
+	Alone State = "alone"
+	// Joining: peers are known, and none answered yet.
+	Joining State = "joining"
+	// Joined: a message went to every member and back.
+	Joined State = "joined"
+	// Degraded: joined, and some member is unreachable.
+	Degraded State = "degraded"
+	// Waiting: for the wizard, or for a person; Why says which.
+	Waiting State = "waiting"
+)
+
+// Status is what a node says about itself. It is written at the end of every
+// pass, and is the JSON of `status --json`.
+type Status struct {
+	State    State     `json:"state"`
+	Why      string    `json:"why,omitempty"`
+	At       time.Time `json:"at"`
+	Identity Identity  `json:"identity"`
+	Version  string    `json:"version"`
+	// Peers are the other members of the mesh.
+	Peers []PeerStatus `json:"peers"`
+	// Refused are nodes that were not taken in, each with the reason.
+	Refused []mesh.Refusal `json:"refused,omitempty"`
+	// NotManaged are members of Consul's WAN that do not tell who they are.
+	NotManaged []string `json:"not_managed,omitempty"`
+	// FirstJoined is when this instance was joined for the first time.
+	FirstJoined time.Time `json:"first_joined,omitzero"`
+	// Errors are what the last pass could not do.
+	Errors []string `json:"errors,omitempty"`
+}
+
+// PeerStatus is one other member.
+type PeerStatus struct {
+	mesh.Member
+	// Answered says whether the peer answered the canary in the last pass.
+	Answered bool `json:"answered"`
+	// Milliseconds is how long the answer took.
+	Milliseconds int64 `json:"milliseconds,omitempty"`
+}
+
+// ReadStatus returns the status of the last pass. A node that never converged
+// is joining, or waiting for the reason why it did not become.
+func (n *Node) ReadStatus() (Status, error) {
+	s := Status{State: Waiting, Why: "nothing has run here yet: `xivo-firstboot run` makes this server a node", Version: n.Platform.Version.String(), Identity: n.Identity()}
+	if n.Journal != nil {
+		s.State, s.Why = Joining, "the first pass has not ended yet"
+	}
+	if err := n.readState(statusFile, &s); err != nil {
+		return s, err
+	}
+	if s.Identity != n.Identity() {
+		s.Identity = n.Identity()
+	}
+	return s, nil
+}
+
+// conclude makes the status of a pass that just ended.
+func (n *Node) conclude(before Status, errs []error) Status {
+	s := Status{
+		At:          time.Now().UTC(),
+		Identity:    n.Identity(),
+		Version:     n.Platform.Version.String(),
+		Refused:     n.refused,
+		NotManaged:  n.unmanaged,
+		FirstJoined: before.FirstJoined,
+		Peers:       []PeerStatus{},
+	}
+	answered := 0
+	for _, m := range n.members {
+		took, ok := n.answered[m.UUID.String()]
+		if ok {
+			answered++
+		}
+		s.Peers = append(s.Peers, PeerStatus{Member: m, Answered: ok, Milliseconds: took.Milliseconds()})
+	}
+	for _, err := range errs {
+		s.Errors = append(s.Errors, err.Error())
+	}
+
+	switch {
+	case len(n.members) == 0 && !n.hasPeers:
+		s.State = Alone
+	case len(n.members) > 0 && answered == len(n.members):
+		s.State = Joined
+	case answered > 0 || !s.FirstJoined.IsZero():
+		s.State, s.Why = Degraded, unreachable(s.Peers)
+	default:
+		s.State, s.Why = Joining, "no peer answered yet"
+		if len(s.Errors) > 0 {
+			s.Why = s.Errors[0]
+		}
+	}
+	if s.State == Joined && s.FirstJoined.IsZero() {
+		s.FirstJoined = s.At
+	}
+	return s
+}
+
+func unreachable(peers []PeerStatus) string {
+	why := "no answer from"
+	for _, p := range peers {
+		if !p.Answered {
+			why += " " + p.Host + " (" + p.Address + ")"
+		}
+	}
+	return why
+}

@@ -1,0 +1,120 @@
+package firstboot
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"time"
+)
+
+const (
+	// every is how often the watch looks at the local agent's member list.
+	every = 3 * time.Second
+	// atLeast is how often a pass is made although nothing changed.
+	atLeast = time.Minute
+	// eager is for how long after a change an unfinished mesh gets a pass at
+	// every look; after that, it gets one now and then.
+	eager    = 2 * time.Minute
+	patience = 15 * time.Second
+)
+
+// Converge makes one pass: it brings this node to what the mesh needs, goes on
+// past what fails, and writes the status. The error is what could not be done.
+func (n *Node) Converge(ctx context.Context) (Status, []Change, error) {
+	before, err := n.ReadStatus()
+	if err != nil {
+		return before, nil, err
+	}
+	if peers, err := others(ctx, n.Config.Peers); len(peers) > 0 || err != nil {
+		n.hasPeers = true
+	}
+
+	var changes []Change
+	var errs []error
+	for i, s := range convergePhase.Steps {
+		start := time.Now()
+		diff, err := s.run(ctx, n)
+		if len(diff) > 0 {
+			changes = append(changes, Change{Step: convergePhase.Name + "." + s.Name, Diff: diff})
+		}
+		if err != nil {
+			errs = append(errs, err)
+			// A connection that broke is opened again by the next pass.
+			n.consul, n.broker = nil, nil
+		}
+		n.Progress(Event{Phase: convergePhase.Name, Step: s.Name, N: i + 1, Of: len(convergePhase.Steps), Took: time.Since(start), Changes: diff, Err: err})
+		if ctx.Err() != nil {
+			return before, changes, ctx.Err()
+		}
+	}
+
+	after := n.conclude(before, errs)
+	return after, changes, errors.Join(append(errs, n.writeState(statusFile, after))...)
+}
+
+// Watch converges until ctx ends: at once, when the member list changed, and
+// now and then. Each status is handed to told.
+func (n *Node) Watch(ctx context.Context, told func(Status, []Change)) error {
+	ticker := time.NewTicker(every)
+	defer ticker.Stop()
+
+	var lastPass, lastChange time.Time
+	var last []string
+	var state State
+	for {
+		view := n.view(ctx)
+		changed := !slices.Equal(view, last)
+		if changed {
+			lastChange = time.Now()
+		}
+		wait := atLeast
+		if state != Joined && state != Alone || len(n.unmanaged) > 0 {
+			wait = patience
+			if time.Since(lastChange) < eager {
+				wait = 0
+			}
+		}
+		if changed || time.Since(lastPass) >= wait {
+			last, lastPass = view, time.Now()
+			status, changes, err := n.Converge(ctx)
+			if err != nil && ctx.Err() == nil {
+				n.Log.Warn("converge: the next pass goes on", "error", err)
+			}
+			if len(changes) > 0 {
+				lastChange = time.Now()
+			}
+			state = status.State
+			told(status, changes)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ticker.C:
+		}
+	}
+}
+
+// view is what a change of the mesh shows in: the local agent's member list.
+func (n *Node) view(ctx context.Context) []string {
+	ctx, cancel := context.WithTimeout(ctx, every)
+	defer cancel()
+	c, err := n.Consul(ctx)
+	if err != nil {
+		return nil
+	}
+	members, err := c.WANMembers(ctx)
+	if err != nil {
+		n.consul = nil
+		return nil
+	}
+	var out []string
+	for _, m := range members {
+		alive := "gone"
+		if m.Alive {
+			alive = "alive"
+		}
+		out = append(out, m.Name+" "+m.Address+" "+alive)
+	}
+	slices.Sort(out)
+	return out
+}
