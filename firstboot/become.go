@@ -182,7 +182,7 @@ func oldKeysGone(ctx context.Context, n *Node) (Resource, error) {
 	if n.Identity().Adopted {
 		return nothing, nil
 	}
-	rs := all{seal.Gone(n.Platform, platform.CertificateFile, platform.CertificateKey)}
+	rs := all{seal.Gone(n.Platform, platform.CertificateFile, platform.CertificateKey, platform.RabbitDataDir+"/.erlang.cookie")}
 	if !n.Platform.Traits.ServiceAccountsInDatabase {
 		return rs, nil
 	}

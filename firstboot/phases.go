@@ -15,7 +15,7 @@ var becomePhase = Phase{
 		{"uuid-database", "the XiVO UUID in the database", uuidInDatabase},
 		{"uuid-files", "the XiVO UUID in the files that daemons start from", uuidInFiles},
 		{"uuid-manager", "the XiVO UUID in the service manager", uuidInManager},
-		{"old-keys", "service keys and TLS key of the original are gone", oldKeysGone},
+		{"old-keys", "service keys, TLS key and Erlang cookie of the original are gone", oldKeysGone},
 		{"service-keys", "the keys of XiVO's own service accounts are new", serviceKeys},
 		{"certificate", "a TLS key and certificate that are this node's own", certificate},
 		{"rabbitmq-plugins", "RabbitMQ's management and federation are enabled", brokerPlugins},

@@ -2,7 +2,6 @@ package rabbitmq
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -18,7 +17,6 @@ const (
 	pluginsFile = platform.RabbitConfigDir + "/enabled_plugins"
 	configFile  = platform.RabbitConfigDir + "/rabbitmq.config"
 	newConfFile = platform.RabbitConfigDir + "/rabbitmq.conf"
-	cookieFile  = platform.RabbitDataDir + "/.erlang.cookie"
 )
 
 // plugins that the mesh needs. The management API is how everything else here
@@ -163,62 +161,6 @@ func edited(name string, edit func([]byte) (out []byte, diff []string, err error
 				return err
 			}
 			if err := platform.WriteFile(name, out, 0o644); err != nil {
-				return fmt.Errorf("rabbitmq: %w", err)
-			}
-			return nil
-		},
-	}
-}
-
-// Cookie gives this node an Erlang cookie of its own where it has none: the
-// key to its broker for every local process that has it, and for everybody
-// where the distribution port is reachable. 0400, with the owner of
-// /var/lib/rabbitmq. Erlang refuses any other mode. To be set while the broker
-// is down: rabbitmqctl cannot talk to one that began with another cookie.
-func Cookie(p *platform.Platform) *Setting {
-	name := p.Path(cookieFile)
-	diff := func(context.Context) ([]string, error) {
-		st, err := os.Stat(name)
-		switch {
-		case errors.Is(err, fs.ErrNotExist):
-			return []string{name + ": there is none"}, nil
-		case err != nil:
-			return nil, fmt.Errorf("rabbitmq: %w", err)
-		case st.Size() == 0:
-			return []string{name + ": is empty"}, nil
-		case st.Mode().Perm() != 0o400:
-			return []string{fmt.Sprintf("%s: mode is %o, not 400", name, st.Mode().Perm())}, nil
-		}
-		return nil, nil
-	}
-	return &Setting{diff: diff, apply: func(ctx context.Context) error {
-		if st, err := os.Stat(name); err != nil || st.Size() == 0 {
-			if err := platform.WriteFile(name, []byte(rand.Text()), 0o400); err != nil {
-				return fmt.Errorf("rabbitmq: %w", err)
-			}
-		}
-		if err := os.Chmod(name, 0o400); err != nil {
-			return fmt.Errorf("rabbitmq: %w", err)
-		}
-		return nil
-	}}
-}
-
-// NoCookie takes the Erlang cookie away, for an image that many nodes are made
-// of. The broker must be down; Cookie makes a new one before it starts.
-func NoCookie(p *platform.Platform) *Setting {
-	name := p.Path(cookieFile)
-	return &Setting{
-		diff: func(context.Context) ([]string, error) {
-			if _, err := os.Lstat(name); errors.Is(err, fs.ErrNotExist) {
-				return nil, nil
-			} else if err != nil {
-				return nil, fmt.Errorf("rabbitmq: %w", err)
-			}
-			return []string{name + ": is still there"}, nil
-		},
-		apply: func(context.Context) error {
-			if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				return fmt.Errorf("rabbitmq: %w", err)
 			}
 			return nil

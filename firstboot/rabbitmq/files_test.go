@@ -167,27 +167,6 @@ func TestPlugins(t *testing.T) {
 	})
 }
 
-func TestCookie(t *testing.T) {
-	p := rootWith(t, nil)
-	become(t, Cookie(p))
-	first := read(t, p.Path(cookieFile))
-	if st, _ := os.Stat(p.Path(cookieFile)); st.Mode().Perm() != 0o400 || len(first) < 20 {
-		t.Fatalf("mode %o, %d bytes", st.Mode().Perm(), len(first))
-	}
-	if err := os.Chmod(p.Path(cookieFile), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	become(t, Cookie(p))
-	if read(t, p.Path(cookieFile)) != first {
-		t.Fatal("a cookie that was there was replaced")
-	}
-	become(t, NoCookie(p))
-	become(t, Cookie(p))
-	if read(t, p.Path(cookieFile)) == first {
-		t.Fatal("the same cookie came back")
-	}
-}
-
 // Whatever a well-formed file holds, one insertion or replacement makes it as
 // wanted, and nothing else of it changes.
 func TestListenerIsTheOnlyChange(t *testing.T) {
