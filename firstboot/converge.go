@@ -70,7 +70,11 @@ func firewallRules(ctx context.Context, n *Node) (Resource, error) {
 		}
 	}
 	slices.Sort(allowed)
-	return firewall.Rules(firewall.MeshPolicy(slices.Compact(allowed))), nil
+	policy := firewall.MeshPolicy(slices.Compact(allowed))
+	if !n.Config.Consul.Encrypt {
+		policy = policy.WithGossip()
+	}
+	return firewall.Rules(policy), nil
 }
 
 func registered(ctx context.Context, n *Node) (Resource, error) {

@@ -54,16 +54,18 @@ type PeerStatus struct {
 // ReadStatus returns the status of the last pass. A node that never converged
 // is joining, or waiting for the reason why it did not become.
 func (n *Node) ReadStatus() (Status, error) {
-	s := Status{State: Waiting, Why: "nothing has run here yet: `xivo-firstboot run` makes this server a node", Version: n.Platform.Version.String(), Identity: n.Identity()}
-	if n.Journal != nil {
-		s.State, s.Why = Joining, "the first pass has not ended yet"
-	}
+	var s Status
 	if err := n.readState(statusFile, &s); err != nil {
 		return s, err
 	}
-	if s.Identity != n.Identity() {
-		s.Identity = n.Identity()
+	switch {
+	case s.State != "":
+	case n.Journal == nil:
+		s.State, s.Why = Waiting, "nothing has run here yet: `xivo-firstboot run` makes this server a node"
+	default:
+		s.State, s.Why = Joining, "the first pass has not ended yet"
 	}
+	s.Identity, s.Version = n.Identity(), n.Platform.Version.String()
 	return s, nil
 }
 

@@ -58,6 +58,9 @@ func dial(p *platform.Platform, address, token string) (*Client, error) {
 		Scheme:  "https",
 		Token:   token,
 		HttpClient: &http.Client{
+			// For the calls that take no context, and the joins that wait for a
+			// host that is not there.
+			Timeout:   2 * callTimeout,
 			Transport: &transport{token: token, next: &http.Transport{TLSClientConfig: pinned(block.Bytes)}},
 		},
 	})

@@ -25,16 +25,25 @@ type Policy struct {
 	UDP     []int
 }
 
-// MeshPolicy guards what joining a mesh opens on a XiVO: Consul's server and its
-// gossip (on the LAN too, which no peer needs, but which binds with the WAN's),
-// xivo-ctid's HTTP interface, which asks for no password, and the
-// broker's management, should it ever listen beyond loopback.
+// MeshPolicy guards what joining a mesh opens on a XiVO: Consul's server RPC and
+// its gossip on the LAN, which no peer needs but which binds with the WAN's,
+// xivo-ctid's HTTP interface, which asks for no password, and the broker's
+// management, should it ever listen beyond loopback.
 func MeshPolicy(allowed []string) Policy {
 	return Policy{
 		Allowed: allowed,
-		Ports:   []int{8300, 8301, 8302, 9495, 15672},
-		UDP:     []int{8301, 8302},
+		Ports:   []int{8300, 8301, 9495, 15672},
+		UDP:     []int{8301},
 	}
+}
+
+// WithGossip guards the gossip on the WAN as well. It is for a gossip that is
+// not encrypted: one that is lets in only who has the key, and has to be open
+// to newcomers, whose addresses nobody knows yet.
+func (p Policy) WithGossip() Policy {
+	p.Ports = append(slices.Clone(p.Ports), 8302)
+	p.UDP = append(slices.Clone(p.UDP), 8302)
+	return p
 }
 
 // command runs a program with an input and returns its output.
