@@ -1,0 +1,163 @@
+// Command xivo-standin is a stand-in for the XiVO 16.03 daemons that the lab
+// cannot have. It is not XiVO. Under the name xivo-service it is that command.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"github.com/xivo-mesh/packer-plugin-xivo/test/standin"
+)
+
+func main() {
+	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer cancel()
+	args := os.Args[1:]
+	if filepath.Base(os.Args[0]) == "xivo-service" {
+		args = append([]string{"service"}, args...)
+	}
+	os.Exit(run(ctx, args, os.Getenv, os.Stdout, os.Stderr))
+}
+
+const usage = `xivo-standin: stand-ins for XiVO 16.03 daemons, for tests. This is not XiVO.
+
+  xivo-standin confd                      xivo-confd: HTTPS 9486, HTTP 9487 on loopback
+  xivo-standin dird                       xivo-dird: HTTPS 9489
+  xivo-standin ctid                       xivo-ctid: HTTP 9495, clients 5003; needs XIVO_UUID in the environment
+  xivo-standin service ACTION [LIST]      xivo-service {status|restart|stop|start|enable|disable} [default|xivo|all|xivo-nomonit]
+  xivo-standin client watch UUID USER...  subscribe to users of the XiVO with that UUID, print every line received
+  xivo-standin client set USER STATUS     change the status of a user of the XiVO connected to
+  xivo-standin units FOLDER               write the systemd units of the daemons into a folder
+
+Each takes -h.
+`
+
+var errUsage = errors.New("wrong usage")
+
+// run is the whole command. The exit code is 2 for wrong usage, 1 for a
+// failure, and that of xivo-service for service.
+func run(ctx context.Context, args []string, env func(string) string, stdout, stderr io.Writer) int {
+	if len(args) == 0 || args[0] == "-h" || args[0] == "--help" || args[0] == "help" {
+		fmt.Fprint(stdout, usage)
+		return 0
+	}
+	log := slog.New(slog.NewTextHandler(stderr, nil)).With("standin", args[0])
+	flags := flag.NewFlagSet("xivo-standin "+args[0], flag.ContinueOnError)
+	flags.SetOutput(stderr)
+	ready := func(addresses []net.Addr) {
+		log.Info("xivo-"+args[0]+" stand-in is up", "addresses", addresses)
+		if err := standin.NotifyReady(); err != nil {
+			log.Error(err.Error())
+		}
+	}
+
+	var do func() error
+	switch args[0] {
+	case "confd":
+		c := &standin.Confd{Log: log}
+		databaseFlag(flags, &c.Database)
+		certificateFlags(flags, &c.Certificate, &c.Key)
+		flags.StringVar(&c.HTTPS, "https", "0.0.0.0:9486", "`address` of HTTPS")
+		flags.StringVar(&c.HTTP, "http", "127.0.0.1:9487", "`address` of HTTP")
+		do = func() error { return c.Run(ctx, ready) }
+	case "dird":
+		d := &standin.Dird{Log: log}
+		databaseFlag(flags, &d.Confgen.Database)
+		certificateFlags(flags, &d.Certificate, &d.Key)
+		flags.StringVar(&d.HTTPS, "https", "0.0.0.0:9489", "`address` of HTTPS")
+		flags.StringVar(&d.Confgen.Cache, "cache", standin.DefaultConfgend, "`folder` of xivo-confgend's cache")
+		d.Confgen.Log = log
+		do = func() error { return d.Run(ctx, ready) }
+	case "ctid":
+		c := &standin.Ctid{UUID: env("XIVO_UUID"), Stderr: stderr, Log: log}
+		databaseFlag(flags, &c.Database)
+		flags.StringVar(&c.Config, "config", standin.DefaultCtidConfig, "main configuration `file`; conf.d is beside it")
+		flags.StringVar(&c.CTI, "cti", "0.0.0.0:5003", "`address` of the clients' port")
+		do = func() error { return c.Run(ctx, ready) }
+	case "client":
+		c := standin.Client{}
+		flags.StringVar(&c.Address, "address", "localhost:5003", "`address` of the xivo-ctid stand-in")
+		do = func() error { return client(ctx, c, flags.Args(), stdout) }
+	case "units":
+		do = func() error { return writeUnits(flags.Args()) }
+	case "service":
+		s := &standin.Service{Marker: standin.DisabledMarker, Default: "/etc/default/xivo", Stdout: stdout}
+		action := append(args[1:], "", "")
+		return s.Run(ctx, action[0], action[1])
+	default:
+		fmt.Fprintf(stderr, "xivo-standin: unknown command %q\n%s", args[0], usage)
+		return 2
+	}
+
+	if err := flags.Parse(args[1:]); errors.Is(err, flag.ErrHelp) {
+		return 0
+	} else if err != nil {
+		return 2
+	}
+	switch err := do(); {
+	case errors.Is(err, errUsage):
+		fmt.Fprint(stderr, usage)
+		return 2
+	case err != nil:
+		fmt.Fprintln(stderr, "xivo-standin:", strings.TrimSpace(err.Error()))
+		return 1
+	}
+	return 0
+}
+
+func databaseFlag(flags *flag.FlagSet, dsn *string) {
+	flags.StringVar(dsn, "database", standin.DefaultDatabase, "`DSN` of XiVO's database")
+}
+
+func certificateFlags(flags *flag.FlagSet, certificate, key *string) {
+	flags.StringVar(certificate, "certificate", standin.DefaultCertificate, "`file` of the server's certificate")
+	flags.StringVar(key, "key", standin.DefaultKey, "`file` of the server's key")
+}
+
+func client(ctx context.Context, c standin.Client, args []string, stdout io.Writer) error {
+	if len(args) < 3 {
+		return errUsage
+	}
+	switch args[0] {
+	case "watch":
+		var users []int
+		for _, arg := range args[2:] {
+			user, err := strconv.Atoi(arg)
+			if err != nil {
+				return errUsage
+			}
+			users = append(users, user)
+		}
+		return c.Watch(ctx, stdout, args[1], users...)
+	case "set":
+		user, err := strconv.Atoi(args[1])
+		if err != nil || len(args) != 3 {
+			return errUsage
+		}
+		return c.Set(ctx, user, args[2])
+	}
+	return errUsage
+}
+
+func writeUnits(args []string) error {
+	if len(args) != 1 {
+		return errUsage
+	}
+	for name, text := range standin.Units() {
+		if err := os.WriteFile(filepath.Join(args[0], name), []byte(text), 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,133 @@
+package standin
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"os"
+	"strings"
+	"time"
+)
+
+// consulClient speaks to the local agent.
+type consulClient struct {
+	base   string
+	token  string
+	client *http.Client
+}
+
+// catalogService is an entry of /v1/catalog/service.
+type catalogService struct {
+	ServiceID, ServiceName, ServiceAddress string
+	ServicePort                            int
+	ServiceTags                            []string
+}
+
+func newConsulClient(c ctidConfig) (*consulClient, error) {
+	config := &tls.Config{}
+	switch verify := c.Consul.Verify.(type) {
+	case string:
+		// XiVO's certificate is made out to "*", which no verifier of today
+		// takes: it is compared whole instead.
+		pinned, err := readCertificate(verify)
+		if err != nil {
+			return nil, err
+		}
+		config.InsecureSkipVerify = true
+		config.VerifyPeerCertificate = func(chain [][]byte, _ [][]*x509.Certificate) error {
+			if len(chain) == 0 || !bytes.Equal(chain[0], pinned) {
+				return fmt.Errorf("the server's certificate is not the one in %s", verify)
+			}
+			return nil
+		}
+	case bool:
+		config.InsecureSkipVerify = !verify
+	}
+	return &consulClient{
+		base:   fmt.Sprintf("%s://%s:%d/v1/", c.Consul.Scheme, c.Consul.Host, c.Consul.Port),
+		token:  c.Consul.Token,
+		client: &http.Client{Transport: &http.Transport{TLSClientConfig: config}, Timeout: 20 * time.Second},
+	}, nil
+}
+
+func readCertificate(file string) (der []byte, err error) {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	block, _ := pem.Decode(text)
+	if block == nil {
+		return nil, fmt.Errorf("no certificate in %s", file)
+	}
+	return block.Bytes, nil
+}
+
+func (c *consulClient) do(ctx context.Context, method, path string, query url.Values, body, into any) error {
+	var text io.Reader
+	if body != nil {
+		encoded, err := json.Marshal(body)
+		if err != nil {
+			return err
+		}
+		text = bytes.NewReader(encoded)
+	}
+	u := c.base + path
+	if len(query) > 0 {
+		u += "?" + query.Encode()
+	}
+	req, err := http.NewRequestWithContext(ctx, method, u, text)
+	if err != nil {
+		return err
+	}
+	req.Header.Set("X-Consul-Token", c.token)
+	resp, err := c.client.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		said, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<10))
+		return fmt.Errorf("consul: %s %s: %s: %s", method, path, resp.Status, strings.TrimSpace(string(said)))
+	}
+	if into == nil {
+		return nil
+	}
+	return json.NewDecoder(resp.Body).Decode(into)
+}
+
+func (c *consulClient) register(ctx context.Context, s remoteService, ttl time.Duration) error {
+	return c.do(ctx, http.MethodPut, "agent/service/register", nil, map[string]any{
+		"ID": s.ID, "Name": s.Name, "Address": s.Address, "Port": s.Port, "Tags": s.Tags,
+		"Check": map[string]string{"TTL": ttl.String()},
+	}, nil)
+}
+
+func (c *consulClient) passTTL(ctx context.Context, serviceID string) error {
+	return c.do(ctx, http.MethodPut, "agent/check/pass/service:"+serviceID, nil, nil, nil)
+}
+
+func (c *consulClient) deregister(ctx context.Context, serviceID string) error {
+	return errors.Join(
+		c.do(ctx, http.MethodPut, "agent/check/deregister/service:"+serviceID, nil, nil, nil),
+		c.do(ctx, http.MethodPut, "agent/service/deregister/"+serviceID, nil, nil, nil))
+}
+
+func (c *consulClient) datacenters(ctx context.Context) (names []string, err error) {
+	err = c.do(ctx, http.MethodGet, "catalog/datacenters", nil, nil, &names)
+	return names, err
+}
+
+// services asks a datacenter with this node's own token, health left out of
+// account: as 16.03 does.
+func (c *consulClient) services(ctx context.Context, name, datacenter string) (found []catalogService, err error) {
+	err = c.do(ctx, http.MethodGet, "catalog/service/"+name, url.Values{"dc": {datacenter}}, nil, &found)
+	return found, err
+}
