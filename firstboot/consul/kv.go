@@ -3,158 +3,272 @@ package consul
 import (
 	"bytes"
 	"context"
-	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
-	"slices"
+	"path"
+	"path/filepath"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/hashicorp/consul/api"
-
-	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/platform"
 )
 
-// probeKey is written and read back before the KV is believed: a token that is
-// not taken reads an empty KV, without an error.
-const probeKey = "xivo-firstboot/probe"
+// exportFormat is the version of the export's file.
+const exportFormat = 1
 
-// export is the file of an exported KV.
+// export is the file: all of the KV but locks, which end with their sessions.
 type export struct {
 	Format  int     `json:"format"`
 	Entries []entry `json:"entries"`
 }
 
-// entry is one key. The value is any bytes; sessions and indexes are the old
-// server's own and are left out.
 type entry struct {
 	Key   string `json:"key"`
-	Value []byte `json:"value"`
+	Value []byte `json:"value"` // base64 in the file
 	Flags uint64 `json:"flags"`
 }
 
-// Export writes the whole KV to a file, root's alone. It never replaces a file
-// that is there: that may be the only copy. Nothing but a probe is written to
-// the KV, and it is removed again.
-func (c *Client) Export(ctx context.Context, file string) error {
-	if _, err := os.Stat(file); !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("consul: export the KV: %s is there already, and may be the only copy: %w", file, errors.Join(fs.ErrExist, err))
+// Export writes all of the KV into a new file, mode 0600: keys, values and flags
+// as they are. It appears complete or not at all. An existing file is never
+// written over (errors.Is(err, fs.ErrExist)). A key that we write and must find
+// in the answer proves that the answer is one: with a wrong token an empty KV
+// looks the same.
+func (c *Client) Export(ctx context.Context, file string) (err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("consul: export KV to %s: %w", file, err)
+		}
+	}()
+	if _, err := os.Lstat(file); err == nil {
+		return fmt.Errorf("%w: an export that may not have been restored yet is never written over", fs.ErrExist)
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return err
 	}
-	if err := c.probe(ctx); err != nil {
-		return fmt.Errorf("consul: export the KV: %w; nothing was removed", err)
-	}
-	entries, err := c.entries(ctx)
+
+	proof, err := c.probe(ctx)
 	if err != nil {
 		return err
 	}
-	if !slices.ContainsFunc(entries, isProbe) {
-		return errors.New("consul: export the KV: the list does not hold the key that was just written: the token reads only a part; nothing was removed")
+	pairs, err := c.list(ctx)
+	if err := errors.Join(err, c.removeProbe(ctx)); err != nil {
+		return err
 	}
-	if _, err := c.api.KV().Delete(probeKey, (&api.WriteOptions{}).WithContext(ctx)); err != nil {
-		return c.clean("remove the probe", err)
+
+	doc := export{Format: exportFormat, Entries: []entry{}}
+	proved := false
+	for _, pair := range pairs {
+		if pair.Key == probeKey {
+			proved = string(pair.Value) == proof
+			continue
+		}
+		if err := c.checkKey(ctx, pair.Key); err != nil {
+			return err
+		}
+		doc.Entries = append(doc.Entries, entry{pair.Key, pair.Value, pair.Flags})
 	}
-	raw, err := json.MarshalIndent(export{1, slices.DeleteFunc(entries, isProbe)}, "", " ")
+	if !proved {
+		return fmt.Errorf("the answer lacks key %q, which was just written: not everything may be read with this token", probeKey)
+	}
+
+	data, err := json.MarshalIndent(doc, "", " ")
 	if err != nil {
 		return err
 	}
-	return platform.WriteFile(file, append(raw, '\n'), 0o600)
+	return writeNew(file, append(data, '\n'))
 }
 
-func isProbe(e entry) bool { return e.Key == probeKey }
-
-func (c *Client) probe(ctx context.Context) error {
-	value := []byte(rand.Text())
-	w := (&api.WriteOptions{}).WithContext(ctx)
-	if _, err := c.api.KV().Put(&api.KVPair{Key: probeKey, Value: value}, w); err != nil {
-		return c.clean("write a probe", err)
-	}
-	q, cancel := options(ctx, "")
-	defer cancel()
-	q.RequireConsistent = true
-	pair, _, err := c.api.KV().Get(probeKey, q)
-	if err != nil {
-		return c.clean("read the probe", err)
-	}
-	if pair == nil || !bytes.Equal(pair.Value, value) {
-		return errors.New("a probe that was just written cannot be read: the token is not taken")
-	}
-	return nil
+func (c *Client) list(ctx context.Context) (pairs api.KVPairs, err error) {
+	err = c.call(ctx, callTimeout, func(client *api.Client) error {
+		pairs, _, err = client.KV().List("", consistent)
+		return err
+	})
+	return pairs, err
 }
 
-func (c *Client) entries(ctx context.Context) ([]entry, error) {
-	q, cancel := options(ctx, "")
-	defer cancel()
-	q.RequireConsistent = true
-	pairs, _, err := c.api.KV().List("", q)
-	if err != nil {
-		return nil, c.clean("read the KV", err)
+// checkKey asks for a key by its name if that may have been altered on the way:
+// a key need not be UTF-8, but the JSON that lists it is.
+func (c *Client) checkKey(ctx context.Context, key string) error {
+	if !strings.ContainsRune(key, utf8.RuneError) {
+		return nil
 	}
-	var out []entry
-	for _, p := range pairs {
-		out = append(out, entry{p.Key, p.Value, p.Flags})
-	}
-	return out, nil
+	return c.call(ctx, callTimeout, func(client *api.Client) error {
+		pair, _, err := client.KV().Get(key, consistent)
+		if err == nil && pair == nil {
+			err = errors.New("it is not valid UTF-8 and Consul cannot list it; rename or delete it")
+		}
+		if err != nil {
+			return fmt.Errorf("key %q: %w", public(key), err)
+		}
+		return nil
+	})
 }
 
-// Import is every entry of an exported KV being in the KV, bit for bit, but for
-// those below a skipped prefix. Keys that the export does not have are left.
-func (c *Client) Import(file string, skip ...string) *KV { return &KV{c, file, skip} }
-
-// KV is what Import returns.
-type KV struct {
-	client *Client
-	file   string
-	skip   []string
+// writeNew writes a file that must not exist, complete or not at all. A link,
+// unlike a rename, fails if somebody else was faster.
+func writeNew(name string, data []byte) error {
+	f, err := os.CreateTemp(filepath.Dir(name), ".xivo-firstboot-*") // mode 0600
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name())
+	defer f.Close()
+	if _, err := f.Write(data); err != nil {
+		return err
+	}
+	if err := f.Sync(); err != nil {
+		return err
+	}
+	if err := os.Link(f.Name(), name); err != nil {
+		return err
+	}
+	dir, err := os.Open(filepath.Dir(name))
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	return dir.Sync()
 }
 
-// missing returns the entries that are not there as exported. An export that
-// was put aside after its restore misses nothing.
-func (k *KV) missing(ctx context.Context) ([]entry, error) {
-	raw, err := os.ReadFile(k.file)
-	if err != nil {
-		return nil, fmt.Errorf("consul: restore the KV: %w", err)
-	}
-	var want export
-	if err := json.Unmarshal(raw, &want); err != nil || want.Format != 1 {
-		return nil, fmt.Errorf("consul: restore the KV: %s is damaged or of another release: %w", k.file, err)
-	}
-	have, err := k.client.entries(ctx)
-	if err != nil {
+// Restore is the resource of an export put back.
+type Restore struct {
+	c    *Client
+	file string
+	skip []string
+}
+
+// Import is the KV holding every entry of an export bit for bit, but those whose
+// key begins with one of skip. Other entries of the KV are left alone. The file
+// is only read.
+func (c *Client) Import(file string, skip ...string) *Restore {
+	return &Restore{c, file, skip}
+}
+
+// Diff counts what is missing or different. Keys are not told: some hold tokens.
+func (r *Restore) Diff(ctx context.Context) ([]string, error) {
+	todo, total, err := r.missing(ctx)
+	if err != nil || len(todo) == 0 {
 		return nil, err
 	}
-	there := map[string]entry{}
-	for _, e := range have {
-		there[e.Key] = e
-	}
-	return slices.DeleteFunc(want.Entries, func(e entry) bool {
-		old, ok := there[e.Key]
-		skipped := slices.ContainsFunc(k.skip, func(prefix string) bool { return strings.HasPrefix(e.Key, prefix) })
-		return skipped || ok && bytes.Equal(old.Value, e.Value) && old.Flags == e.Flags
-	}), nil
+	return []string{fmt.Sprintf("Consul's KV: %d of the %d entries of %s are missing or differ", len(todo), total, r.file)}, nil
 }
 
-// Diff says how many entries are missing; keys may be private and are not told.
-func (k *KV) Diff(ctx context.Context) ([]string, error) {
-	missing, err := k.missing(ctx)
-	if err != nil || len(missing) == 0 {
-		return nil, err
-	}
-	return []string{fmt.Sprintf("%d entries of the exported KV are not in Consul", len(missing))}, nil
-}
-
-// Apply puts them.
-func (k *KV) Apply(ctx context.Context) error {
-	missing, err := k.missing(ctx)
+// Apply writes those entries. After an error it may simply be run again.
+func (r *Restore) Apply(ctx context.Context) error {
+	todo, _, err := r.missing(ctx)
 	if err != nil {
 		return err
 	}
-	for _, e := range missing {
-		pair := &api.KVPair{Key: e.Key, Value: e.Value, Flags: e.Flags}
-		if _, err := k.client.api.KV().Put(pair, (&api.WriteOptions{}).WithContext(ctx)); err != nil {
-			return k.client.clean(fmt.Sprintf("restore the KV from %s: key %q", k.file, e.Key), err)
+	for _, e := range todo {
+		if err := r.c.put(ctx, e); err != nil {
+			return r.fail(fmt.Errorf("key %q: %w; the export is intact, run again", public(e.Key), err))
 		}
 	}
 	return nil
+}
+
+func (r *Restore) fail(err error) error {
+	return fmt.Errorf("consul: restore KV from %s: %w", r.file, err)
+}
+
+func (r *Restore) missing(ctx context.Context) (todo []entry, total int, err error) {
+	want, err := r.read()
+	if err != nil {
+		return nil, 0, r.fail(err)
+	}
+	pairs, err := r.c.list(ctx)
+	if err != nil {
+		return nil, 0, r.fail(err)
+	}
+	have := make(map[string]*api.KVPair, len(pairs))
+	for _, pair := range pairs {
+		have[pair.Key] = pair
+	}
+	for _, e := range want {
+		pair := have[e.Key]
+		if pair == nil || pair.Flags != e.Flags || !bytes.Equal(pair.Value, e.Value) {
+			todo = append(todo, e)
+		}
+	}
+	return todo, len(want), nil
+}
+
+func (r *Restore) read() ([]entry, error) {
+	data, err := os.ReadFile(r.file)
+	if err != nil {
+		return nil, err
+	}
+	d := json.NewDecoder(bytes.NewReader(data))
+	d.DisallowUnknownFields()
+	var doc export
+	if err := d.Decode(&doc); err != nil {
+		return nil, fmt.Errorf("not a whole export (near byte %d)", d.InputOffset())
+	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return nil, errors.New("text after the export")
+	}
+	if doc.Format != exportFormat || doc.Entries == nil {
+		return nil, fmt.Errorf("not an export of format %d", exportFormat)
+	}
+
+	var wanted []entry
+	for _, e := range doc.Entries {
+		if !r.skipped(e.Key) {
+			wanted = append(wanted, e)
+		}
+	}
+	return wanted, nil
+}
+
+func (r *Restore) skipped(key string) bool {
+	for _, prefix := range r.skip {
+		if strings.HasPrefix(key, prefix) {
+			return true
+		}
+	}
+	return false
+}
+
+func (c *Client) put(ctx context.Context, e entry) error {
+	return c.call(ctx, callTimeout, func(client *api.Client) error {
+		if inPath(e.Key) {
+			_, err := client.KV().Put(&api.KVPair{Key: e.Key, Value: e.Value, Flags: e.Flags}, nil)
+			return err
+		}
+		// In a transaction, which Consul has from 0.7 on, the key is not part of
+		// a path. Only a transaction can have made such a key.
+		ok, resp, _, err := client.KV().Txn(api.KVTxnOps{
+			{Verb: api.KVSet, Key: e.Key, Value: e.Value, Flags: e.Flags},
+		}, nil)
+		if err == nil && !ok {
+			err = errors.New("refused")
+			if len(resp.Errors) > 0 {
+				err = fmt.Errorf("refused: %s", resp.Errors[0].What)
+			}
+		}
+		return err
+	})
+}
+
+// inPath says whether a key arrives unchanged as part of a URL's path, which
+// Consul's server cleans, and refuses when it is not printable.
+func inPath(key string) bool {
+	if key == "" || path.Clean("/"+key) != "/"+strings.TrimSuffix(key, "/") {
+		return false
+	}
+	return !strings.ContainsFunc(key, func(r rune) bool { return !unicode.IsPrint(r) })
+}
+
+// public is as much of a key as may be told: what follows the second slash can
+// be a token.
+func public(key string) string {
+	parts := strings.SplitN(key, "/", 3)
+	if len(parts) == 3 {
+		parts[2] = "…"
+	}
+	return strings.Join(parts, "/")
 }

@@ -1,147 +1,148 @@
 package consul
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/platform"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/secret"
 )
 
-// ExportAtRest exports the KV of a Consul that does not run, as Export does. A
-// private agent on loopback reads a copy of its data: the original is not
-// touched, and nobody is joined. ctx bounds the whole.
-func ExportAtRest(ctx context.Context, p *platform.Platform, file string) (err error) {
-	if _, err := os.Stat(p.Path(platform.ConsulDataDir, "raft")); err != nil {
-		return fmt.Errorf("consul: export the KV: no data to read it from: %w", err)
-	}
-	pids, err := runningAgents(p)
-	if err != nil {
-		return fmt.Errorf("consul: %w", err)
-	}
-	if len(pids) > 0 {
-		return fmt.Errorf("consul: export the KV at rest: it runs (pid %s): stop it, or use `xivo-firstboot run`", strings.Join(pids, " "))
-	}
+// restDir is where the copy of the raft state is while it is read.
+const restDir = platform.StateDir + "/consul-at-rest"
 
-	dir, err := os.MkdirTemp(p.Path(platform.StateDir), ".consul-*")
-	if err != nil {
-		return fmt.Errorf("consul: %w", err)
+// keptKeys are the settings that the private server shares with the real one:
+// those that its raft log and its API depend on. What would make it look for
+// other servers is not among them.
+var keptKeys = []string{
+	"acl_datacenter", "acl_default_policy", "acl_enforce_version_8", "acl_master_token",
+	"advertise_addr", "bootstrap_expect", "cert_file", "datacenter", "key_file",
+	"node_name", "performance", "ports", "raft_protocol", "server",
+}
+
+// ExportAtRest exports the KV, as Export does, while Consul is stopped: from a
+// copy of its raft log, by a server of its own that listens on loopback and
+// joins nobody. A clone may so be read without meeting its original. Consul's
+// own files are only read. A data folder without a raft log is an error.
+func ExportAtRest(ctx context.Context, p *platform.Platform, file string) (err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("consul: export the KV at rest: %w", err)
+		}
+	}()
+	if err := notRunning(p); err != nil {
+		return err
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	agent, err := privateAgent(p, dir)
+	config, err := mergedConfig(p)
 	if err != nil {
 		return err
 	}
-	if err := agent.cmd.Start(); err != nil {
-		return fmt.Errorf("consul: start a private agent: %w", err)
+	address, err := apiAddress(map[string]any{"ports": config["ports"]})
+	if err != nil {
+		return err
 	}
-	defer func() {
-		agent.cmd.Process.Kill()
-		agent.cmd.Wait()
-	}()
-	if err := agent.client.WaitLeader(ctx); err != nil {
-		return fmt.Errorf("%w; the private agent said: %s", err, lastLine(agent.log.String()))
+	token, _ := config["acl_master_token"].(string)
+	if token == "" {
+		return fmt.Errorf("no acl_master_token in %s", p.Path(platform.ConsulConfigDir))
 	}
-	return agent.client.Export(ctx, file)
+
+	// A fixed place: what a killed run left is removed by the next.
+	dir := p.Path(restDir)
+	if err := os.RemoveAll(dir); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	if err := copyAtRest(p, filepath.Join(dir, "data")); err != nil {
+		return err
+	}
+	if err := writePrivateConfig(filepath.Join(dir, "config.json"), config, filepath.Join(dir, "data")); err != nil {
+		return err
+	}
+
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	stop, err := startPrivate(filepath.Join(dir, "config.json"), cancel)
+	if err != nil {
+		return err
+	}
+	defer stop()
+	c := newClient(address, secret.Secret(token), p.Path(platform.CertificateFile))
+	if err := c.WaitLeader(ctx); err != nil {
+		return errors.Join(context.Cause(ctx), err)
+	}
+	return c.Export(ctx, file)
 }
 
-type private struct {
-	cmd    *exec.Cmd
-	log    *strings.Builder
-	client *Client
+// copyAtRest copies what makes the server the one that wrote the log.
+func copyAtRest(p *platform.Platform, to string) error {
+	raft := p.Path(platform.ConsulDataDir, "raft")
+	if _, err := os.Stat(raft); err != nil {
+		return fmt.Errorf("no state to read: %w", err)
+	}
+	if err := os.CopyFS(filepath.Join(to, "raft"), os.DirFS(raft)); err != nil {
+		return err
+	}
+	id, err := os.ReadFile(p.Path(platform.ConsulDataDir, "node-id"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // Consul before 0.7.3
+	}
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(to, "node-id"), id, 0o600)
 }
 
-// privateAgent prepares an agent on a copy of the data, with the datacenter and
-// the token of the original and free ports on loopback.
-func privateAgent(p *platform.Platform, dir string) (*private, error) {
-	data := filepath.Join(dir, "data")
-	if err := os.MkdirAll(data, 0o700); err != nil {
-		return nil, err
+func writePrivateConfig(name string, config map[string]any, data string) error {
+	private := map[string]any{
+		"bind_addr":            "127.0.0.1",
+		"client_addr":          "127.0.0.1",
+		"data_dir":             data,
+		"disable_update_check": true,
 	}
-	for _, name := range []string{"raft", "node-id"} {
-		from := p.Path(platform.ConsulDataDir, name)
-		st, err := os.Stat(from)
-		if errors.Is(err, os.ErrNotExist) {
-			continue
-		}
-		if err == nil && st.IsDir() {
-			err = os.CopyFS(filepath.Join(data, name), os.DirFS(from))
-		} else if err == nil {
-			var raw []byte
-			if raw, err = os.ReadFile(from); err == nil {
-				err = os.WriteFile(filepath.Join(data, name), raw, 0o600)
-			}
-		}
-		if err != nil {
-			return nil, fmt.Errorf("consul: copy %s: %w", from, err)
+	for _, key := range keptKeys {
+		if v, ok := config[key]; ok {
+			private[key] = v
 		}
 	}
+	text, err := json.Marshal(private)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(name, text, 0o600)
+}
 
-	original, err := readConfiguration(p)
-	if err != nil {
-		return nil, err
-	}
-	ports, err := freePorts(4)
-	if err != nil {
-		return nil, err
-	}
-	config := map[string]any{
-		"datacenter":         original.Datacenter,
-		"acl_datacenter":     original.Datacenter,
-		"acl_default_policy": "deny",
-		"acl_master_token":   original.ACLMasterToken,
-		"node_name":          "xivo-firstboot-export",
-		"server":             true,
-		"bootstrap_expect":   1,
-		"bind_addr":          "127.0.0.1",
-		"client_addr":        "127.0.0.1",
-		"data_dir":           data,
-		"cert_file":          p.Path(platform.CertificateFile),
-		"key_file":           p.Path(platform.CertificateKey),
-		"ports":              map[string]int{"dns": -1, "http": -1, "https": ports[0], "server": ports[1], "serf_lan": ports[2], "serf_wan": ports[3]},
-	}
-	raw, err := json.Marshal(config)
-	if err != nil {
-		return nil, err
-	}
-	file := filepath.Join(dir, "config.json")
-	if err := os.WriteFile(file, raw, 0o600); err != nil {
-		return nil, err
-	}
-
-	client, err := dial(p, fmt.Sprintf("127.0.0.1:%d", ports[0]), original.ACLMasterToken)
-	if err != nil {
-		return nil, err
-	}
-	log := &strings.Builder{}
-	cmd := exec.Command("consul", "agent", "-config-file", file)
-	cmd.Stdout, cmd.Stderr = log, log
+// startPrivate runs the server until stop, or until we die. When it ends by
+// itself, ended hears why.
+func startPrivate(config string, ended context.CancelCauseFunc) (stop func(), err error) {
+	cmd := exec.Command("consul", "agent", "-config-file", config)
+	// Only what it says last is told: it is read when the process is gone.
+	var said bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &said, &said
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	return &private{cmd, log, client}, nil
-}
-
-// freePorts asks the kernel for ports that nobody uses now, for TCP and UDP.
-func freePorts(n int) ([]int, error) {
-	var ports []int
-	for range n {
-		l, err := net.Listen("tcp4", "127.0.0.1:0")
-		if err != nil {
-			return nil, err
-		}
-		defer l.Close()
-		ports = append(ports, l.Addr().(*net.TCPAddr).Port)
+	if err := cmd.Start(); err != nil {
+		return nil, err
 	}
-	return ports, nil
-}
-
-func lastLine(s string) string {
-	s = strings.TrimSpace(s)
-	return s[strings.LastIndexByte(s, '\n')+1:]
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		err := cmd.Wait()
+		lines := strings.Split(strings.TrimSpace(said.String()), "\n")
+		ended(fmt.Errorf("the private server ended: %w: %s", err, lines[len(lines)-1]))
+	})
+	return func() {
+		cmd.Process.Kill() // its data is a copy
+		wg.Wait()
+	}, nil
 }

@@ -1,0 +1,330 @@
+package consul
+
+import (
+	"bytes"
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"maps"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"reflect"
+	"regexp"
+	"slices"
+	"strings"
+	"syscall"
+
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/platform"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/secret"
+)
+
+const (
+	packageFile = platform.ConsulConfigDir + "/config.json"
+	// Consul merges its folder by name and the later file wins: i sorts after c.
+	ourFile = platform.ConsulConfigDir + "/interconnection.json"
+)
+
+// Settings is what one node of the mesh tells its Consul.
+type Settings struct {
+	// Name is the datacenter, the ACL datacenter and the node name, and must be
+	// the node's alone: [a-z0-9-], no dots.
+	Name string
+	// Advertise is the IPv4 under which the other nodes reach this one.
+	Advertise string
+	// JoinWAN are the peers to join at each start; this node itself is left out
+	// of the file, since Consul stops trying as soon as one of them answers.
+	JoinWAN []string
+	// MasterToken is the ACL master token of the mesh.
+	MasterToken secret.Secret
+	// GossipKey encrypts the gossip: 16 bytes in base64, or "" for plain gossip.
+	GossipKey secret.Secret
+}
+
+var validName = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]*[a-z0-9])?$`)
+
+func (s Settings) validate() error {
+	if !validName.MatchString(s.Name) {
+		return fmt.Errorf("the name %q is not a datacenter name: letters a-z, digits and dashes only", s.Name)
+	}
+	if a, err := netip.ParseAddr(s.Advertise); err != nil || !a.Is4() || a.IsUnspecified() {
+		return fmt.Errorf("the advertise address %q is not an IPv4 of this node", s.Advertise)
+	}
+	if s.MasterToken == "" {
+		return errors.New("the master token is empty")
+	}
+	if key, err := base64.StdEncoding.DecodeString(s.GossipKey.Reveal()); err != nil || len(key) != 0 && len(key) != 16 {
+		return errors.New("the gossip key is not 16 bytes in base64")
+	}
+	return nil
+}
+
+// document is interconnection.json. Consul 0.5 to 0.7 refuse to start on a key
+// that they do not know. There is no `ports`: XiVO's start scripts take the
+// port from the last "https" that they find in the folder.
+type document struct {
+	ClientAddr           string       `json:"client_addr"`
+	BindAddr             string       `json:"bind_addr"`
+	AdvertiseAddr        string       `json:"advertise_addr"`
+	Datacenter           string       `json:"datacenter"`
+	ACLDatacenter        string       `json:"acl_datacenter"`
+	NodeName             string       `json:"node_name"`
+	ACLMasterToken       string       `json:"acl_master_token"`
+	Encrypt              string       `json:"encrypt,omitempty"`
+	SkipLeaveOnInterrupt bool         `json:"skip_leave_on_interrupt"`
+	RetryJoinWAN         []string     `json:"retry_join_wan,omitempty"`
+	Performance          *performance `json:"performance,omitempty"`
+}
+
+type performance struct {
+	RaftMultiplier int `json:"raft_multiplier"`
+}
+
+// Configuration is the resource of interconnection.json.
+type Configuration struct {
+	p *platform.Platform
+	s Settings
+}
+
+// ConfigFile is /etc/consul/xivo/interconnection.json for s: strict JSON, only
+// keys that this version's Consul knows, mode 0600, with the owner that the
+// package's config.json has. Consul reads it at its next start. A file of the
+// folder that sorts later and sets one of our keys otherwise is an error.
+func ConfigFile(p *platform.Platform, s Settings) *Configuration {
+	return &Configuration{p, s}
+}
+
+// Diff names the keys that differ, the values of secret ones left out.
+func (c *Configuration) Diff(context.Context) ([]string, error) {
+	want, err := c.render()
+	if err != nil {
+		return nil, c.fail(err)
+	}
+	theirs, err := os.Stat(c.p.Path(packageFile))
+	if err != nil {
+		return nil, c.fail(err)
+	}
+
+	name := c.p.Path(ourFile)
+	have, err := os.ReadFile(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return []string{ourFile + ": missing"}, nil
+	}
+	if err != nil {
+		return nil, c.fail(err)
+	}
+	st, err := os.Stat(name)
+	if err != nil {
+		return nil, c.fail(err)
+	}
+
+	diff := diffKeys(have, want)
+	if st.Mode().Perm() != 0o600 {
+		diff = append(diff, fmt.Sprintf("%s: mode %04o, not 0600", ourFile, st.Mode().Perm()))
+	}
+	if !sameOwner(st, theirs) {
+		diff = append(diff, ourFile+": owner is not config.json's")
+	}
+	if diff != nil {
+		return diff, nil
+	}
+	return nil, c.overridden(want)
+}
+
+// Apply writes the file.
+func (c *Configuration) Apply(context.Context) error {
+	data, err := c.render()
+	if err != nil {
+		return c.fail(err)
+	}
+	theirs, err := os.Stat(c.p.Path(packageFile))
+	if err != nil {
+		return c.fail(err)
+	}
+
+	// A replaced file keeps its mode: put that right before a secret goes in.
+	name := c.p.Path(ourFile)
+	if err := os.Chmod(name, 0o600); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return c.fail(err)
+	}
+	if err := platform.WriteFile(name, data, 0o600); err != nil {
+		return c.fail(err)
+	}
+	owner := theirs.Sys().(*syscall.Stat_t)
+	if err := os.Chown(name, int(owner.Uid), int(owner.Gid)); err != nil {
+		return c.fail(err)
+	}
+	return nil
+}
+
+func (c *Configuration) fail(err error) error {
+	return fmt.Errorf("consul: %s: %w", ourFile, err)
+}
+
+func (c *Configuration) render() ([]byte, error) {
+	if err := c.s.validate(); err != nil {
+		return nil, err
+	}
+	doc := document{
+		// The API has no authentication worth the name: it stays on loopback.
+		ClientAddr: "127.0.0.1",
+		// Not the advertised address: Consul would fail to start when DHCP is late.
+		BindAddr:       "0.0.0.0",
+		AdvertiseAddr:  c.s.Advertise,
+		Datacenter:     c.s.Name,
+		ACLDatacenter:  c.s.Name,
+		NodeName:       c.s.Name,
+		ACLMasterToken: c.s.MasterToken.Reveal(),
+		Encrypt:        c.s.GossipKey.Reveal(),
+		// Consul up to 0.6.4 leaves the mesh at each stop otherwise.
+		SkipLeaveOnInterrupt: true,
+		RetryJoinWAN: slices.DeleteFunc(slices.Clone(c.s.JoinWAN), func(a string) bool {
+			return a == c.s.Advertise
+		}),
+	}
+	if c.p.Traits.ConsulPerformance {
+		doc.Performance = &performance{RaftMultiplier: 1}
+	}
+	data, err := json.MarshalIndent(doc, "", "  ")
+	return append(data, '\n'), err
+}
+
+// overridden tells which file that sorts after ours takes one of our keys.
+func (c *Configuration) overridden(data []byte) error {
+	want, err := decodeObject(data)
+	if err != nil {
+		return err
+	}
+	names, err := configFiles(c.p)
+	if err != nil {
+		return c.fail(err)
+	}
+	for _, name := range names {
+		if filepath.Base(name) <= filepath.Base(ourFile) {
+			continue
+		}
+		raw, err := os.ReadFile(name)
+		if err != nil {
+			return c.fail(err)
+		}
+		have, err := decodeObject(raw)
+		if err != nil {
+			return fmt.Errorf("consul: %s: %w", name, err)
+		}
+		for _, key := range slices.Sorted(maps.Keys(want)) {
+			// Lists are joined by Consul, so they take nothing away.
+			if v, ok := have[key]; ok && key != "retry_join_wan" && !reflect.DeepEqual(v, want[key]) {
+				return fmt.Errorf("consul: %s comes after interconnection.json and sets %q otherwise; remove the key there", name, key)
+			}
+		}
+	}
+	return nil
+}
+
+var secretKeys = []string{"acl_master_token", "encrypt"}
+
+func diffKeys(haveData, wantData []byte) []string {
+	want, _ := decodeObject(wantData) // our own rendering
+	have, err := decodeObject(haveData)
+	if err != nil {
+		return []string{fmt.Sprintf("%s: %v", ourFile, err)}
+	}
+	all := maps.Clone(want)
+	maps.Copy(all, have)
+
+	var diff []string
+	for _, key := range slices.Sorted(maps.Keys(all)) {
+		h, w := have[key], want[key]
+		switch {
+		case reflect.DeepEqual(h, w):
+		case slices.Contains(secretKeys, key):
+			diff = append(diff, fmt.Sprintf("%s: %s differs", ourFile, key))
+		default:
+			diff = append(diff, fmt.Sprintf("%s: %s is %s, not %s", ourFile, key, show(h), show(w)))
+		}
+	}
+	return diff
+}
+
+func show(v any) string {
+	if v == nil {
+		return "absent"
+	}
+	data, _ := json.Marshal(v) // it came from JSON
+	return string(data)
+}
+
+func sameOwner(a, b fs.FileInfo) bool {
+	x, y := a.Sys().(*syscall.Stat_t), b.Sys().(*syscall.Stat_t)
+	return x.Uid == y.Uid && x.Gid == y.Gid
+}
+
+// configFiles are the files that Consul reads, in the order in which it does.
+func configFiles(p *platform.Platform) ([]string, error) {
+	entries, err := os.ReadDir(p.Path(platform.ConsulConfigDir))
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for _, e := range entries {
+		if !e.IsDir() && strings.HasSuffix(e.Name(), ".json") {
+			names = append(names, p.Path(platform.ConsulConfigDir, e.Name()))
+		}
+	}
+	return names, nil
+}
+
+// mergedConfig is what Consul makes of its folder: a later file wins, key by
+// key, and objects are merged one level deep.
+func mergedConfig(p *platform.Platform) (map[string]any, error) {
+	names, err := configFiles(p)
+	if err != nil {
+		return nil, fmt.Errorf("consul: read the configuration: %w", err)
+	}
+	if len(names) == 0 {
+		return nil, fmt.Errorf("consul: no *.json in %s: is Consul's package installed?", p.Path(platform.ConsulConfigDir))
+	}
+
+	merged := map[string]any{}
+	for _, name := range names {
+		data, err := os.ReadFile(name)
+		if err != nil {
+			return nil, fmt.Errorf("consul: read the configuration: %w", err)
+		}
+		object, err := decodeObject(data)
+		if err != nil {
+			return nil, fmt.Errorf("consul: %s: %w", name, err)
+		}
+		for key, value := range object {
+			had, isObject := merged[key].(map[string]any)
+			if more, ok := value.(map[string]any); ok && isObject {
+				maps.Copy(had, more)
+				continue
+			}
+			merged[key] = value
+		}
+	}
+	return merged, nil
+}
+
+// decodeObject decodes exactly one JSON object, numbers as they are written.
+func decodeObject(data []byte) (map[string]any, error) {
+	d := json.NewDecoder(bytes.NewReader(data))
+	d.UseNumber()
+	var object map[string]any
+	if err := d.Decode(&object); err != nil {
+		// Not wrapped: the decoder may quote what it read.
+		return nil, fmt.Errorf("not a JSON object (near byte %d); Consul would not start on it", d.InputOffset())
+	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return nil, errors.New("text after the JSON object; Consul would not start on it")
+	}
+	if object == nil {
+		return nil, errors.New("null instead of a JSON object")
+	}
+	return object, nil
+}

@@ -1,0 +1,619 @@
+package consul_test
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"math"
+	"math/big"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/hashicorp/consul/api"
+
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/consul"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/platform"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/secret"
+)
+
+const (
+	token     = "0c1b5e1e-7c1f-4d5e-9f5b-0a0f3d1c2b3a"
+	meshToken = "9d7b5e1e-7c1f-4d5e-9f5b-0a0f3d1c2b3b"
+	gossipKey = "MDEyMzQ1Njc4OWFiY2RlZg=="
+
+	packaged  = platform.ConsulConfigDir + "/config.json"
+	ours      = platform.ConsulConfigDir + "/interconnection.json"
+	masterTok = platform.ConsulDataDir + "/master_token"
+	daemonTok = platform.ConsulDataDir + "/default_xivo_consul_token.yml"
+	daemonCfg = platform.ConsulDataDir + "/default_xivo_consul_config.yml"
+)
+
+type resource interface {
+	Diff(context.Context) ([]string, error)
+	Apply(context.Context) error
+}
+
+func check(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// becomes applies a resource that differs, and wants it as it should be after.
+func becomes(t *testing.T, r resource) []string {
+	t.Helper()
+	before, err := r.Diff(t.Context())
+	check(t, err)
+	if before == nil {
+		t.Fatal("nothing differs before")
+	}
+	check(t, r.Apply(t.Context()))
+	same(t, r)
+	return before
+}
+
+func same(t *testing.T, r resource) {
+	t.Helper()
+	if diff, err := r.Diff(t.Context()); err != nil || diff != nil {
+		t.Fatalf("differs: %q, %v", diff, err)
+	}
+}
+
+func write(t *testing.T, p *platform.Platform, name, content string, mode fs.FileMode) {
+	t.Helper()
+	file := p.Path(name)
+	check(t, os.MkdirAll(filepath.Dir(file), 0o755))
+	check(t, os.WriteFile(file, []byte(content), mode))
+	check(t, os.Chmod(file, mode))
+}
+
+func read(t *testing.T, p *platform.Platform, name string) string {
+	t.Helper()
+	data, err := os.ReadFile(p.Path(name))
+	check(t, err)
+	return string(data)
+}
+
+type ports struct{ https, server, lan, wan int }
+
+func free(t *testing.T) ports {
+	t.Helper()
+	var n [4]int
+	for i := range n {
+		l, err := net.Listen("tcp4", "0.0.0.0:0")
+		check(t, err)
+		defer l.Close()
+		n[i] = l.Addr().(*net.TCPAddr).Port
+	}
+	return ports{n[0], n[1], n[2], n[3]}
+}
+
+func server(t *testing.T, name string, n ports) *platform.Platform {
+	t.Helper()
+	p := &platform.Platform{Root: t.TempDir()}
+	cert, key := keyPair(t)
+	write(t, p, platform.CertificateFile, cert, 0o644)
+	write(t, p, platform.CertificateKey, key, 0o600)
+	write(t, p, packaged, fmt.Sprintf(`{
+    "acl_datacenter": %[1]q,
+    "acl_default_policy": "deny",
+    "acl_master_token": %[2]q,
+    "advertise_addr": "127.0.0.1",
+    "bind_addr": "127.0.0.1",
+    "bootstrap_expect": 1,
+    "cert_file": %[4]q,
+    "client_addr": "127.0.0.1",
+    "data_dir": %[3]q,
+    "datacenter": %[1]q,
+    "disable_update_check": true,
+    "key_file": %[5]q,
+    "performance": {"raft_multiplier": 1},
+    "ports": {
+        "dns": -1,
+        "http": -1,
+        "https": %[6]d,
+        "server": %[7]d,
+        "serf_lan": %[8]d,
+        "serf_wan": %[9]d
+    },
+    "rejoin_after_leave": true,
+    "server": true
+}
+`, name, token, p.Path(platform.ConsulDataDir), p.Path(platform.CertificateFile), p.Path(platform.CertificateKey), n.https, n.server, n.lan, n.wan), 0o600)
+	write(t, p, masterTok, token, 0o600)
+	write(t, p, daemonTok, "consul:\n  token: '"+token+"'\n", 0o640)
+	write(t, p, daemonCfg, "consul:\n  scheme: https\n", 0o644)
+	check(t, os.MkdirAll(p.Path(platform.StateDir), 0o700))
+	return p
+}
+
+func keyPair(t *testing.T) (cert, key string) {
+	t.Helper()
+	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	check(t, err)
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "*"}, NotAfter: time.Now().Add(time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &k.PublicKey, k)
+	check(t, err)
+	pkcs8, err := x509.MarshalPKCS8PrivateKey(k)
+	check(t, err)
+	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})), string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8}))
+}
+
+func binary(t *testing.T) string {
+	t.Helper()
+	b := os.Getenv("XIVO_CONSUL")
+	if b == "" {
+		t.Skip("needs Consul: `make test` sets XIVO_CONSUL")
+	}
+	return b
+}
+
+func start(t *testing.T, p *platform.Platform, args ...string) (*consul.Client, func()) {
+	t.Helper()
+	cmd := exec.Command(binary(t), append([]string{"agent", "-config-dir", p.Path(platform.ConsulConfigDir)}, args...)...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	var log strings.Builder
+	cmd.Stdout, cmd.Stderr = &log, &log
+	check(t, cmd.Start())
+	stop := func() { cmd.Process.Kill(); cmd.Wait() }
+	t.Cleanup(func() {
+		stop()
+		if t.Failed() && testing.Verbose() {
+			t.Log(log.String())
+		}
+	})
+	c, err := consul.Dial(p)
+	check(t, err)
+	ctx, cancel := context.WithTimeout(t.Context(), 40*time.Second)
+	defer cancel()
+	check(t, c.WaitLeader(ctx))
+	return c, stop
+}
+
+// raw is a second way to the API, for what the tests put there.
+func raw(t *testing.T, n ports) *api.Client {
+	t.Helper()
+	c, err := api.NewClient(&api.Config{Address: fmt.Sprintf("127.0.0.1:%d", n.https), Scheme: "https", Token: token,
+		HttpClient: &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}})
+	check(t, err)
+	return c
+}
+
+func settings() consul.Settings {
+	return consul.Settings{Name: "xivo-0123abcd", Advertise: "192.168.1.124", JoinWAN: []string{"192.168.1.125"}, MasterToken: meshToken, GossipKey: gossipKey}
+}
+
+func TestConfigFileHasTheKeysThatTheVersionKnows(t *testing.T) {
+	full := map[string]any{
+		"datacenter": "xivo-0123abcd", "acl_datacenter": "xivo-0123abcd", "node_name": "xivo-0123abcd",
+		"bind_addr": "0.0.0.0", "advertise_addr": "192.168.1.124", "client_addr": "127.0.0.1",
+		"skip_leave_on_interrupt": true, "retry_join_wan": []any{"192.168.1.125"}, "encrypt": gossipKey, "acl_master_token": meshToken,
+	}
+	withPerformance := map[string]any{"performance": map[string]any{"raft_multiplier": 1.0}}
+	for k, v := range full {
+		withPerformance[k] = v
+	}
+	for name, c := range map[string]struct {
+		traits platform.Traits
+		want   map[string]any
+	}{
+		"before 0.7": {platform.Traits{}, full},
+		"0.7 and on": {platform.Traits{ConsulPerformance: true}, withPerformance},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := server(t, "xivo", free(t))
+			p.Traits = c.traits
+			diff := becomes(t, consul.ConfigFile(p, settings()))
+			if s := strings.Join(diff, " "); strings.Contains(s, meshToken) || strings.Contains(s, gossipKey) {
+				t.Errorf("a secret is told: %s", s)
+			}
+			var got map[string]any
+			check(t, json.Unmarshal([]byte(read(t, p, ours)), &got))
+			if d := cmp.Diff(c.want, got); d != "" {
+				t.Error(d)
+			}
+		})
+	}
+}
+
+func TestConfigFileThatOthersMayReadOrConsulMayNotDiffers(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root, to give files away")
+	}
+	p := server(t, "xivo", free(t))
+	check(t, os.Chown(p.Path(packaged), 1234, 1235))
+	r := consul.ConfigFile(p, settings())
+	becomes(t, r)
+	check(t, os.Chmod(p.Path(ours), 0o644))
+	becomes(t, r)
+	// As a power cut between writing and giving away leaves it.
+	check(t, os.Chown(p.Path(ours), 0, 0))
+	becomes(t, r)
+	st, err := os.Stat(p.Path(ours))
+	check(t, err)
+	if s := st.Sys().(*syscall.Stat_t); s.Uid != 1234 || s.Gid != 1235 || st.Mode().Perm() != 0o600 {
+		t.Errorf("%d:%d %v", s.Uid, s.Gid, st.Mode())
+	}
+}
+
+func TestConfigFileThatIsOverriddenIsAnError(t *testing.T) {
+	p := server(t, "xivo", free(t))
+	r := consul.ConfigFile(p, settings())
+	becomes(t, r)
+	write(t, p, platform.ConsulConfigDir+"/local.json", `{"datacenter": "other"}`, 0o600)
+	if diff, err := r.Diff(t.Context()); err == nil || !strings.Contains(err.Error(), "local.json") {
+		t.Errorf("%q, %v", diff, err)
+	}
+}
+
+func TestUnusableSettingsAreRefused(t *testing.T) {
+	for name, change := range map[string]func(*consul.Settings){
+		"a dot in the name":         func(s *consul.Settings) { s.Name = "xivo.example" },
+		"an IPv6 address":           func(s *consul.Settings) { s.Advertise = "::1" },
+		"no token":                  func(s *consul.Settings) { s.MasterToken = "" },
+		"a key of the wrong length": func(s *consul.Settings) { s.GossipKey = "a2V5" },
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := server(t, "xivo", free(t))
+			s := settings()
+			change(&s)
+			if err := consul.ConfigFile(p, s).Apply(t.Context()); err == nil {
+				t.Error("taken")
+			}
+			if _, err := os.Stat(p.Path(ours)); err == nil {
+				t.Error("written")
+			}
+		})
+	}
+}
+
+func TestTokenFilesChangeNothingButTheToken(t *testing.T) {
+	p := server(t, "xivo", free(t))
+	names := []string{masterTok, packaged, daemonTok}
+	before := map[string]string{}
+	for i, name := range names {
+		before[name] = read(t, p, name)
+		if os.Getuid() == 0 {
+			check(t, os.Chown(p.Path(name), 100+i, 200+i))
+		}
+	}
+	diff := becomes(t, consul.TokenFiles(p, meshToken))
+	if s := strings.Join(diff, ""); len(diff) != 3 || strings.Contains(s, token) || strings.Contains(s, meshToken) {
+		t.Errorf("%q", diff)
+	}
+	modes := []fs.FileMode{0o600, 0o600, 0o640}
+	for i, name := range names {
+		if d := cmp.Diff(strings.ReplaceAll(before[name], token, meshToken), read(t, p, name)); d != "" {
+			t.Errorf("%s: %s", name, d)
+		}
+		st, err := os.Stat(p.Path(name))
+		check(t, err)
+		if st.Mode().Perm() != modes[i] {
+			t.Errorf("%s: %v", name, st.Mode())
+		}
+		if s := st.Sys().(*syscall.Stat_t); os.Getuid() == 0 && (int(s.Uid) != 100+i || int(s.Gid) != 200+i) {
+			t.Errorf("%s: %d:%d", name, s.Uid, s.Gid)
+		}
+	}
+}
+
+func TestEmptiedRefusesWhileConsulRunsAndKeepsTheTokens(t *testing.T) {
+	p := server(t, "xivo", free(t))
+	_, stop := start(t, p)
+	r := consul.Emptied(p)
+	if err := r.Apply(t.Context()); err == nil || !strings.Contains(err.Error(), "consul") {
+		t.Fatalf("emptied under a living Consul: %v", err)
+	}
+	if _, err := os.Stat(p.Path(platform.ConsulDataDir, "raft/raft.db")); err != nil {
+		t.Fatal(err)
+	}
+	stop()
+	becomes(t, r)
+	for _, name := range []string{masterTok, daemonTok, daemonCfg} {
+		if _, err := os.Stat(p.Path(name)); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+var awkward = []*api.KVPair{
+	{Key: "xivo/private/1/contacts/a b+c&d=e;f", Value: []byte("plain")},
+	{Key: "xivo/100%/?x=y&z#é/日本", Value: []byte("\xff\xfe\x00binary")},
+	{Key: "xivo/%2F%20", Value: []byte("looks encoded")},
+	{Key: "xivo/\ufffd", Value: []byte("a real replacement character")},
+	{Key: "xivo/empty", Value: nil},
+	{Key: "xivo/flags", Value: []byte("f"), Flags: math.MaxUint64},
+	{Key: "elsewhere/key", Value: []byte("not XiVO's")},
+	{Key: "xivo/folder/", Value: []byte("ends like a folder")},
+	{Key: "xivo/big", Value: make([]byte, 500<<10)},
+	{Key: "xivo/xivo-auth/tokens/t1", Value: []byte("a live token")},
+}
+
+// onlyTxn are keys that no URL carries.
+var onlyTxn = []*api.KVPair{
+	{Key: "xivo//double", Value: []byte("1"), Flags: math.MaxUint64},
+	{Key: "xivo/a/../b", Value: []byte("2")},
+	{Key: "/leading", Value: []byte("3")},
+	{Key: "xivo/new\nline", Value: []byte("4")},
+}
+
+func fill(t *testing.T, c *api.Client, pairs []*api.KVPair) {
+	t.Helper()
+	for _, pair := range pairs {
+		if len(pair.Value) > 100<<10 { // more than a transaction holds
+			_, err := c.KV().Put(pair, nil)
+			check(t, err)
+			continue
+		}
+		ok, resp, _, err := c.KV().Txn(api.KVTxnOps{{Verb: api.KVSet, Key: pair.Key, Value: pair.Value, Flags: pair.Flags}}, nil)
+		if err != nil || !ok {
+			t.Fatal(pair.Key, resp, err)
+		}
+	}
+}
+
+func contents(t *testing.T, c *api.Client) map[string]api.KVPair {
+	t.Helper()
+	pairs, _, err := c.KV().List("", nil)
+	check(t, err)
+	m := map[string]api.KVPair{}
+	for _, p := range pairs {
+		m[p.Key] = api.KVPair{Key: p.Key, Value: p.Value, Flags: p.Flags}
+	}
+	return m
+}
+
+func roundTrip(t *testing.T, pairs []*api.KVPair) {
+	n := free(t)
+	p := server(t, "xivo", n)
+	c, stop := start(t, p)
+	fill(t, raw(t, n), pairs)
+	want := contents(t, raw(t, n))
+	if len(want) != len(pairs) {
+		t.Fatal(len(want))
+	}
+	delete(want, "xivo/xivo-auth/tokens/t1")
+
+	file := p.Path(platform.StateDir, "kv.json")
+	check(t, c.Export(t.Context(), file))
+	st, err := os.Stat(file)
+	check(t, err)
+	if st.Mode().Perm() != 0o600 {
+		t.Error(st.Mode())
+	}
+	stop()
+	becomes(t, consul.Emptied(p))
+	c, _ = start(t, p)
+	becomes(t, c.Import(file, "xivo/xivo-auth/"))
+	if d := cmp.Diff(want, contents(t, raw(t, n))); d != "" {
+		t.Error(d)
+	}
+}
+
+func TestTheKVSurvivesAResetBitForBit(t *testing.T)        { roundTrip(t, awkward) }
+func TestKeysThatNoURLCarriesSurviveTheReset(t *testing.T) { roundTrip(t, onlyTxn) }
+
+func TestAnExportIsNeverWrittenOver(t *testing.T) {
+	n := free(t)
+	p := server(t, "xivo", n)
+	c, _ := start(t, p)
+	file := p.Path(platform.StateDir, "kv.json")
+	check(t, c.Export(t.Context(), file)) // the probe was the only key
+	same(t, c.Import(file))
+	check(t, os.WriteFile(file, []byte("precious"), 0o600))
+	if err := c.Export(t.Context(), file); !errors.Is(err, fs.ErrExist) {
+		t.Errorf("%v", err)
+	}
+	if data, _ := os.ReadFile(file); string(data) != "precious" {
+		t.Errorf("%s", data)
+	}
+	for _, damaged := range []string{"precious", "{}", `{"format":1}`, `["8", null]`, `{"format":2,"entries":[]}`} {
+		check(t, os.WriteFile(file, []byte(damaged), 0o600))
+		if _, err := c.Import(file).Diff(t.Context()); err == nil || strings.Contains(err.Error(), "%!") {
+			t.Errorf("%s: %v", damaged, err)
+		}
+	}
+}
+
+func TestAKeyThatJSONAltersIsNotExported(t *testing.T) {
+	n := free(t)
+	p := server(t, "xivo", n)
+	c, _ := start(t, p)
+	if _, err := raw(t, n).KV().Put(&api.KVPair{Key: "xivo/\xff", Value: []byte("x")}, nil); err != nil {
+		t.Skip("Consul does not take such a key: ", err)
+	}
+	file := p.Path(platform.StateDir, "kv.json")
+	if err := c.Export(t.Context(), file); err == nil {
+		t.Error("exported under another name")
+	}
+}
+
+func TestAnErrorTellsNoKeyThatIsAToken(t *testing.T) {
+	n := free(t)
+	p := server(t, "xivo", n)
+	c, _ := start(t, p)
+	file := p.Path(platform.StateDir, "kv.json")
+	value := strings.Repeat("A", 800<<10) // base64 of more than Consul takes
+	check(t, os.WriteFile(file, []byte(`{"format":1,"entries":[{"key":"xivo/xivo-auth/tokens/live-token","value":"`+value+`","flags":0}]}`), 0o600))
+	if err := c.Import(file).Apply(t.Context()); err == nil || strings.Contains(err.Error(), "live-token") {
+		t.Errorf("%.300v", err)
+	}
+}
+
+func TestTheKVIsExportedAtRest(t *testing.T) {
+	t.Setenv("PATH", filepath.Dir(binary(t))+":"+os.Getenv("PATH"))
+	n := free(t)
+	p := server(t, "xivo", n)
+	_, stop := start(t, p)
+	fill(t, raw(t, n), awkward)
+	file := p.Path(platform.StateDir, "kv.json")
+	ctx, cancel := context.WithTimeout(t.Context(), 40*time.Second)
+	defer cancel()
+	if err := consul.ExportAtRest(ctx, p, file); err == nil {
+		t.Fatal("exported at rest while Consul runs")
+	}
+	stop()
+	check(t, consul.ExportAtRest(ctx, p, file))
+	left, err := os.ReadDir(p.Path(platform.StateDir))
+	check(t, err)
+	if len(left) != 1 {
+		t.Errorf("left behind: %v", left)
+	}
+	c, _ := start(t, p)
+	same(t, c.Import(file))
+}
+
+func TestAWrongTokenDoesNothing(t *testing.T) {
+	n := free(t)
+	p := server(t, "xivo", n)
+	start(t, p)
+	fill(t, raw(t, n), awkward)
+	check(t, consul.TokenFiles(p, "11111111-2222-3333-4444-555555555555").Apply(t.Context()))
+	wrong, err := consul.Dial(p)
+	check(t, err)
+	file := p.Path(platform.StateDir, "kv.json")
+	if err := wrong.Export(t.Context(), file); err == nil || strings.Contains(err.Error(), "11111111") {
+		t.Errorf("%v", err)
+	}
+	if _, err := os.Stat(file); !errors.Is(err, fs.ErrNotExist) {
+		t.Error("written all the same")
+	}
+	if got, err := wrong.LocalServices(t.Context()); err == nil {
+		t.Errorf("services: %v", got)
+	}
+	if got, err := wrong.WANMembers(t.Context()); err == nil {
+		t.Errorf("members: %v", got)
+	}
+	if got, err := wrong.Services(t.Context(), "", "xivo-mesh"); err == nil {
+		t.Errorf("catalog: %v", got)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	if err := wrong.WaitLeader(ctx); err == nil || strings.Contains(err.Error(), "11111111") {
+		t.Errorf("%v", err)
+	}
+}
+
+func TestAnotherCertificateIsRefused(t *testing.T) {
+	p := server(t, "xivo", free(t))
+	start(t, p)
+	cert, _ := keyPair(t)
+	write(t, p, platform.CertificateFile, cert, 0o644)
+	c, err := consul.Dial(p)
+	check(t, err)
+	if _, err := c.LocalServices(t.Context()); err == nil || !strings.Contains(err.Error(), "certificate") || strings.Contains(err.Error(), token) {
+		t.Errorf("%v", err)
+	}
+}
+
+// A server that takes connections and says nothing must not hold anybody up.
+func TestASilentAgentIsAnErrorInTime(t *testing.T) {
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	check(t, err)
+	defer l.Close()
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go io.Copy(io.Discard, c)
+		}
+	}()
+	p := server(t, "xivo", ports{https: l.Addr().(*net.TCPAddr).Port})
+	c, err := consul.Dial(p)
+	check(t, err)
+	for name, ask := range map[string]func(context.Context) error{
+		"WANMembers":    func(ctx context.Context) error { _, err := c.WANMembers(ctx); return err },
+		"JoinedWAN":     func(ctx context.Context) error { return c.JoinedWAN([]string{"127.0.0.9"}).Apply(ctx) },
+		"LocalServices": func(ctx context.Context) error { _, err := c.LocalServices(ctx); return err },
+		"WaitLeader":    c.WaitLeader,
+	} {
+		t.Run(name, func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+			defer cancel()
+			done := make(chan error, 1)
+			go func() { done <- ask(ctx) }()
+			select {
+			case err := <-done:
+				if !errors.Is(err, context.DeadlineExceeded) {
+					t.Errorf("%v", err)
+				}
+			case <-time.After(5 * time.Second):
+				t.Error("still waiting 4.5 s after its deadline")
+			}
+		})
+	}
+}
+
+// Two nodes: each a datacenter of its own, one token, encrypted gossip.
+func TestTwoNodesSeeEachOthersServices(t *testing.T) {
+	ctx := t.Context()
+	n := free(t) // the same ports on two addresses, as on two machines
+	node := func(name, address string) *consul.Client {
+		m := n
+		m.https = free(t).https
+		p := server(t, "xivo", m)
+		p.Traits.ConsulPerformance = true
+		becomes(t, consul.TokenFiles(p, meshToken))
+		becomes(t, consul.ConfigFile(p, consul.Settings{Name: name, Advertise: address, MasterToken: meshToken, GossipKey: gossipKey}))
+		c, _ := start(t, p, "-bind", address)
+		return c
+	}
+	a, b := node("xivo-a", "127.0.0.2"), node("xivo-b", "127.0.0.3")
+
+	service := consul.Registration{ID: "xivo-mesh", Name: "xivo-mesh", Address: "10.0.0.1", Tags: []string{"x=1", "y=2"}}
+	becomes(t, a.Registered(service))
+	slices.Reverse(service.Tags)
+	same(t, a.Registered(service))
+	service.Tags = append(service.Tags, "z=3")
+	becomes(t, a.Registered(service))
+	check(t, a.WaitService(ctx, "xivo-mesh", "10.0.0.1"))
+
+	if members, err := b.WANMembers(ctx); err != nil || cmp.Diff(members, []consul.Member{{Name: "xivo-b.xivo-b", Datacenter: "xivo-b", Address: "127.0.0.3", Alive: true}}) != "" {
+		t.Errorf("before the join: %+v, %v", members, err)
+	}
+	err := b.JoinedWAN([]string{"127.0.0.9", "127.0.0.2", "127.0.0.3"}).Apply(ctx)
+	if err == nil || !strings.Contains(err.Error(), "127.0.0.9") || strings.Contains(err.Error(), "127.0.0.2") || strings.Contains(err.Error(), meshToken) {
+		t.Errorf("one address of three: %v", err)
+	}
+	same(t, b.JoinedWAN([]string{"127.0.0.2", "127.0.0.3"}))
+
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(200 * time.Millisecond) {
+		found, err := b.Services(ctx, "xivo-a", "xivo-mesh")
+		if err == nil && len(found) == 1 && found[0].Address == "10.0.0.1" && len(found[0].Tags) == 3 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("B does not see A's service: %+v, %v", found, err)
+		}
+	}
+	if found, err := b.Services(ctx, "xivo-a", "xivo-ctid"); err != nil || len(found) != 0 {
+		t.Errorf("a service that is not there: %+v, %v", found, err)
+	}
+	if _, err := b.Services(ctx, "nowhere", "xivo-mesh"); err == nil {
+		t.Error("a datacenter that is not there answers")
+	}
+}
+
+var _ = secret.Secret("")

@@ -1,0 +1,92 @@
+package consul
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/platform"
+)
+
+// state is what Consul keeps of who it is and whom it knows. The master token
+// and the files that XiVO's daemons read stand beside it, and stay.
+var state = []string{"raft", "serf", "services", "checks", "tmp", "node-id"}
+
+// State is the resource of what Consul remembers.
+type State struct {
+	p *platform.Platform
+}
+
+// Emptied is /var/lib/consul without what Consul remembers: raft (KV and ACLs
+// with it), serf with its keyrings, registered services and checks, and the
+// node id. Nothing else is touched there. Apply refuses while a process has
+// files of that folder open: Consul would go on with what was deleted.
+func Emptied(p *platform.Platform) *State { return &State{p} }
+
+// Diff names what is still there.
+func (s *State) Diff(context.Context) ([]string, error) {
+	var diff []string
+	for _, name := range state {
+		_, err := os.Lstat(s.p.Path(platform.ConsulDataDir, name))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("consul: empty its state: %w", err)
+		}
+		diff = append(diff, filepath.Join(platform.ConsulDataDir, name)+": still there")
+	}
+	return diff, nil
+}
+
+// Apply removes it.
+func (s *State) Apply(context.Context) error {
+	if err := notRunning(s.p); err != nil {
+		return fmt.Errorf("consul: empty its state: %w", err)
+	}
+	for _, name := range state {
+		if err := os.RemoveAll(s.p.Path(platform.ConsulDataDir, name)); err != nil {
+			return fmt.Errorf("consul: empty its state: %w", err)
+		}
+	}
+	return nil
+}
+
+// notRunning is an error when a process uses Consul's data folder. A server has
+// its raft log open as long as it lives, deleted or not; command lines tell
+// less, since they name the configuration only.
+func notRunning(p *platform.Platform) error {
+	dir, err := filepath.EvalSymlinks(p.Path(platform.ConsulDataDir))
+	if err != nil {
+		return err
+	}
+	open, err := filepath.Glob("/proc/[0-9]*/fd/*")
+	if err != nil {
+		return err
+	}
+	if len(open) == 0 {
+		return errors.New("/proc tells of no process, so nobody knows whether Consul runs")
+	}
+	ours, err := os.Readlink("/proc/self/ns/pid")
+	if err != nil {
+		return err
+	}
+	for _, fd := range open {
+		target, err := os.Readlink(fd)
+		if err != nil || !strings.HasPrefix(target, dir+"/") {
+			continue // gone meanwhile, or of no interest
+		}
+		proc := filepath.Dir(filepath.Dir(fd))
+		// The path of a process in a container is that in its own root.
+		if theirs, err := os.Readlink(proc + "/ns/pid"); err != nil || theirs != ours {
+			continue
+		}
+		name, _ := os.ReadFile(proc + "/comm")
+		return fmt.Errorf("%s (process %s) still runs on %s; stop it first", strings.TrimSpace(string(name)), filepath.Base(proc), dir)
+	}
+	return nil
+}
