@@ -20,16 +20,21 @@ import (
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/seal"
 )
 
-// Begin takes the decision on the identity and writes it to the journal. It
-// says what was decided, and why. Nothing but the journal is changed.
-func (n *Node) Begin(ctx context.Context, confirmed bool) (Action, string, error) {
-	action, why := Decide(Found{
+// Decide says what becomes of this node's identity, and why.
+func (n *Node) Decide(confirmed bool) (Action, string) {
+	return Decide(Found{
 		Sealed:    n.Sealed,
 		Journal:   n.Journal,
 		Instance:  n.Instance,
 		Document:  n.Config,
 		Confirmed: confirmed,
 	})
+}
+
+// Begin takes the decision on the identity and writes it to the journal. It
+// says what was decided, and why. Nothing but the journal is changed.
+func (n *Node) Begin(ctx context.Context, confirmed bool) (Action, string, error) {
+	action, why := n.Decide(confirmed)
 	if action != Become && action != Adopt {
 		return action, why, nil
 	}

@@ -49,6 +49,24 @@ func (n *Node) Live(ctx context.Context) (_ []Change, down time.Duration, err er
 	return append(changes, more...), 0, err
 }
 
+// Stay makes this node one that looks after itself from now on: the units of
+// boot mode are installed, and the watch is started. Not before XiVO runs: the
+// units hold its daemons back until they have done their part.
+func (n *Node) Stay(ctx context.Context) error {
+	if !n.Platform.HasSystemd() {
+		n.Log.Warn("no systemd here: run `xivo-firstboot converge --watch` from your init system")
+		return nil
+	}
+	r, err := installed(ctx, n)
+	if err != nil {
+		return err
+	}
+	if err := ensure(ctx, r); err != nil {
+		return err
+	}
+	return n.Platform.Init.Start(ctx, "xivo-mesh")
+}
+
 // exportLive exports the KV while Consul runs and XiVO does not need to stop.
 func (n *Node) exportLive(ctx context.Context) error {
 	file := n.Platform.Path(exportFile)

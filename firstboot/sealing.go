@@ -66,7 +66,7 @@ func SealOperations() []SealOperation {
 		{Step{"logs", "logs are empty", sealLogs}, "the daemons write on"},
 		{Step{"cloud-init", "cloud-init's state is gone", gone("/var/lib/cloud/*", "/var/log/cloud-init*.log", "/etc/network/interfaces.d/50-cloud-init*")}, "cloud-init runs as on a new machine"},
 		{Step{"our-state", "journal, document and state of a node are gone", gone(journalFile, documentFile, restoredFile, membersFile, statusFile, marksFile, "/etc/xivo-firstboot/config.yml")}, ours("become.document")},
-		{Step{"units", "xivo-firstboot and its units are installed", sealUnits}, "they run at the first boot"},
+		{Step{"units", "xivo-firstboot and its units are installed", installed}, "they run at the first boot"},
 	}
 }
 
@@ -297,7 +297,8 @@ func imageFiles(p *platform.Platform) []seal.File {
 	return files
 }
 
-func sealUnits(ctx context.Context, n *Node) (Resource, error) {
+// installed is this program and its units being on the machine, and enabled.
+func installed(_ context.Context, n *Node) (Resource, error) {
 	binary, err := os.ReadFile("/proc/self/exe")
 	if err != nil {
 		return nil, err

@@ -1,6 +1,7 @@
 package firstboot
 
 import (
+	"fmt"
 	"time"
 
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/mesh"
@@ -51,6 +52,22 @@ type PeerStatus struct {
 	Milliseconds int64 `json:"milliseconds,omitempty"`
 }
 
+// Waits says why this node keeps out of the mesh for now; "" when it does not.
+func (n *Node) Waits() string {
+	action, why := n.Decide(false)
+	switch {
+	case action == Leave:
+		return why + "; `xivo-firstboot run` makes this server a node"
+	case action != Keep:
+		return why
+	case n.Config == nil:
+		return fmt.Sprintf("there is no document that can be read: %v", n.DocumentErr)
+	case !n.Platform.Traits.WizardFlagInDatabase && !n.Platform.WizardPassed():
+		return "XiVO's wizard has not been passed yet; this goes on by itself when it has"
+	}
+	return ""
+}
+
 // ReadStatus returns the status of the last pass. A node that never converged
 // is joining, or waiting for the reason why it did not become.
 func (n *Node) ReadStatus() (Status, error) {
@@ -58,11 +75,9 @@ func (n *Node) ReadStatus() (Status, error) {
 	if err := n.readState(statusFile, &s); err != nil {
 		return s, err
 	}
-	switch {
-	case s.State != "":
-	case n.Journal == nil:
-		s.State, s.Why = Waiting, "nothing has run here yet: `xivo-firstboot run` makes this server a node"
-	default:
+	if why := n.Waits(); why != "" {
+		s.State, s.Why = Waiting, why
+	} else if s.State == "" {
 		s.State, s.Why = Joining, "the first pass has not ended yet"
 	}
 	s.Identity, s.Version = n.Identity(), n.Platform.Version.String()

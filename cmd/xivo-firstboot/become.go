@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -25,6 +26,15 @@ func (c *cli) becomeCommand() *cobra.Command {
 				return err
 			}
 			defer n.Close()
+			switch action, why := n.Decide(confirm); action {
+			case firstboot.Keep, firstboot.Leave:
+				// Nothing is asked of the document, the lock or the servers: a
+				// node that once worked is not held back by any of them.
+				c.log.Info("become: "+string(action), "why", why)
+				return nil
+			case firstboot.Hold:
+				return exitError{exitWaiting, errors.New(why)}
+			}
 			if err := n.Lock(); err != nil {
 				return err
 			}
@@ -33,10 +43,7 @@ func (c *cli) becomeCommand() *cobra.Command {
 			if err != nil {
 				return exitError{exitUsage, err}
 			}
-			switch action {
-			case firstboot.Become, firstboot.Adopt, firstboot.Resume:
-				_, err = n.Run(ctx, firstboot.BecomePhase())
-			}
+			_, err = n.Run(ctx, firstboot.BecomePhase())
 			return err
 		},
 	}
@@ -58,8 +65,8 @@ func (c *cli) settleCommand() *cobra.Command {
 				return err
 			}
 			defer n.Close()
-			if n.Journal == nil {
-				c.log.Info("settle: nothing to do, this machine has not become a node")
+			if n.Journal == nil || n.Settled() {
+				c.log.Info("settle: nothing to do")
 				return nil
 			}
 			if err := n.Lock(); err != nil {

@@ -22,14 +22,15 @@ func (c *cli) convergeCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			defer n.Close()
-			if n.Journal == nil || n.Config == nil {
-				c.log.Info("converge: nothing to do, this machine has not become a node")
-				if watch {
-					// To end would be to be started again, without end.
-					<-cmd.Context().Done()
+			defer func() { n.Close() }()
+			if why := n.Waits(); why != "" {
+				c.log.Info("converge: waiting", "why", why)
+				if !watch {
+					return exitError{exitWaiting, nil}
 				}
-				return nil
+				if n, err = c.waitUntilReady(cmd.Context(), n); err != nil {
+					return err
+				}
 			}
 			if watch {
 				var last firstboot.State
@@ -52,6 +53,27 @@ func (c *cli) convergeCommand() *cobra.Command {
 	}
 	cmd.Flags().BoolVar(&watch, "watch", false, "go on until stopped; newcomers are taken in within seconds")
 	return cmd
+}
+
+// waitUntilReady looks again and again at a node that waits, until it does not
+// or ctx ends. To end instead would be to be started again, without end.
+func (c *cli) waitUntilReady(ctx context.Context, n *firstboot.Node) (*firstboot.Node, error) {
+	again := time.NewTicker(5 * time.Second)
+	defer again.Stop()
+	for n.Waits() != "" {
+		select {
+		case <-ctx.Done():
+			return n, exitError{exitDone, nil}
+		case <-again.C:
+		}
+		now, err := c.open()
+		if err != nil {
+			return n, err
+		}
+		n.Close()
+		n = now
+	}
+	return n, nil
 }
 
 // report prints what a pass changed, and where it left the node.

@@ -49,7 +49,7 @@ func (c *cli) runCommand() *cobra.Command {
 			}
 			status, changes, err := n.Converge(ctx)
 			c.report(status, changes)
-			if err != nil {
+			if err := errors.Join(err, n.Stay(ctx)); err != nil {
 				return err
 			}
 			return stateError(status)

@@ -37,6 +37,12 @@ func detectInit(root string) Init {
 	return sysvinit{}
 }
 
+// HasSystemd says whether systemd is the init system.
+func (p *Platform) HasSystemd() bool {
+	_, ok := p.Init.(systemd)
+	return ok
+}
+
 // systemd: jessie and later (XiVO 15.20+).
 type systemd struct{}
 
