@@ -1,0 +1,191 @@
+//go:generate go tool packer-sdc mapstructure-to-hcl2 -type Config
+
+package nspawn
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/packer-plugin-sdk/common"
+	packersdk "github.com/hashicorp/packer-plugin-sdk/packer"
+	"github.com/hashicorp/packer-plugin-sdk/template/config"
+	"github.com/hashicorp/packer-plugin-sdk/template/interpolate"
+)
+
+// Values of Config.Network.
+const (
+	NetworkUplink = "uplink"
+	NetworkNone   = "none"
+)
+
+// Values of Config.Format.
+const (
+	FormatQCOW2 = "qcow2"
+	FormatRaw   = "raw"
+)
+
+// Config is the builder's configuration.
+type Config struct {
+	common.PackerConfig `mapstructure:",squash"`
+
+	// The machine to start from: a bootable disk image (raw or qcow2, told apart
+	// by its content) with an root on a partition of its own (no LVM, /boot not apart), or a
+	// tar of a Debian root with a kernel (`.tar`, `.tar.gz`, `.tgz`, `.tar.xz` or `.tar.zst`). It
+	// is not changed.
+	SourceImage string `mapstructure:"source_image" required:"true"`
+	// SHA-256 or SHA-512 of the source image: `sha256:<hex>` or `sha512:<hex>`.
+	// Without it the source is taken as it is.
+	SourceChecksum string `mapstructure:"source_checksum"`
+	// Folder for the result. It must not exist, or `packer build -force` empties
+	// it; it is removed when the build fails. Defaults to `output-<name of the build>`.
+	OutputDirectory string `mapstructure:"output_directory"`
+	// Name of the image, without an extension. Defaults to the name of the build.
+	ImageName string `mapstructure:"image_name"`
+	// `qcow2` (compressed with zstd; QEMU 5.1 or later reads it) or `raw`. Defaults to `qcow2`.
+	Format string `mapstructure:"format"`
+	// Size of the disk, for example `8G` (powers of 1024). A disk image is grown
+	// to it, its last partition included, never shrunk. Defaults to `8G` for a
+	// root tar and to the source's own size for a disk image.
+	DiskSize string `mapstructure:"disk_size"`
+	// `uplink`: the machine reaches what this host reaches, through a user-space
+	// network stack, with no change to the host's firewall or forwarding. `none`:
+	// loopback only. Defaults to `uplink`.
+	Network string `mapstructure:"network"`
+	// How long the machine may take to boot. Defaults to `5m`.
+	BootTimeout time.Duration `mapstructure:"boot_timeout"`
+	// How long it may take to power off. Defaults to `2m`.
+	ShutdownTimeout time.Duration `mapstructure:"shutdown_timeout"`
+
+	ctx      interpolate.Context
+	diskSize int64 // bytes; 0 = as the source
+}
+
+// defaultTarDiskSize holds a XiVO and room to install more.
+const defaultTarDiskSize = 8 << 30
+
+// Prepare reads and completes the configuration; the error names every field
+// that is wrong.
+func (c *Config) Prepare(raws ...any) ([]string, error) {
+	err := config.Decode(c, &config.DecodeOpts{
+		PluginType: BuilderID, Interpolate: true, InterpolateContext: &c.ctx,
+	}, raws...)
+	if err != nil {
+		return nil, err
+	}
+
+	name := c.PackerBuildName
+	if name == "" {
+		name = "xivo"
+	}
+	setDefault(&c.OutputDirectory, "output-"+name)
+	setDefault(&c.ImageName, name)
+	setDefault(&c.Format, FormatQCOW2)
+	setDefault(&c.Network, NetworkUplink)
+	setDefault(&c.BootTimeout, 5*time.Minute)
+	setDefault(&c.ShutdownTimeout, 2*time.Minute)
+
+	var errs *packersdk.MultiError
+	fail := func(format string, args ...any) {
+		errs = packersdk.MultiErrorAppend(errs, fmt.Errorf(format, args...))
+	}
+	switch st, err := os.Stat(c.SourceImage); {
+	case c.SourceImage == "":
+		fail("source_image is required: a disk image (raw, qcow2) or the tar of a Debian root")
+	case err != nil:
+		fail("source_image: %w", err)
+	case !st.Mode().IsRegular():
+		fail("source_image: %s is not a file", c.SourceImage)
+	}
+	if c.SourceChecksum != "" {
+		if _, err := parseChecksum(c.SourceChecksum); err != nil {
+			fail("source_checksum: %w", err)
+		}
+	}
+	if c.Format != FormatQCOW2 && c.Format != FormatRaw {
+		fail("format %q: must be %s or %s", c.Format, FormatQCOW2, FormatRaw)
+	}
+	if c.Network != NetworkUplink && c.Network != NetworkNone {
+		fail("network %q: must be %s or %s", c.Network, NetworkUplink, NetworkNone)
+	}
+	if filepath.Base(c.ImageName) != c.ImageName || strings.HasPrefix(c.ImageName, ".") {
+		fail("image_name %q: must be a file name", c.ImageName)
+	}
+	if c.DiskSize != "" {
+		var err error
+		if c.diskSize, err = parseSize(c.DiskSize); err != nil {
+			fail("disk_size: %w", err)
+		}
+	} else if isTar(c.SourceImage) {
+		c.diskSize = defaultTarDiskSize
+	}
+	if c.BootTimeout < 0 || c.ShutdownTimeout < 0 {
+		fail("boot_timeout and shutdown_timeout must not be negative")
+	}
+	// Commands of the build run elsewhere than in the current folder.
+	for _, path := range []*string{&c.SourceImage, &c.OutputDirectory} {
+		abs, err := filepath.Abs(*path)
+		if err != nil {
+			fail("%s: %w", *path, err)
+		}
+		*path = abs
+	}
+	if errs != nil && len(errs.Errors) > 0 {
+		return nil, errs
+	}
+	return nil, nil
+}
+
+// imagePath is where the result goes.
+func (c *Config) imagePath() string {
+	return filepath.Join(c.OutputDirectory, c.ImageName+"."+c.Format)
+}
+
+// workPath is the raw disk that the machine runs on. It is the result itself
+// where that is raw.
+func (c *Config) workPath() string {
+	if c.Format == FormatRaw {
+		return c.imagePath()
+	}
+	return filepath.Join(c.OutputDirectory, "."+c.ImageName+".work")
+}
+
+func setDefault[T comparable](field *T, value T) {
+	var zero T
+	if *field == zero {
+		*field = value
+	}
+}
+
+func isTar(name string) bool {
+	for _, suffix := range []string{".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.zst"} {
+		if strings.HasSuffix(name, suffix) {
+			return true
+		}
+	}
+	return false
+}
+
+// minDiskSize is what a partition table, a file system and its journal need.
+const minDiskSize = 64 << 20
+
+// parseSize reads "8G" and the like; powers of 1024, no unit means bytes.
+func parseSize(s string) (int64, error) {
+	digits := strings.TrimRight(strings.ToUpper(s), "KMGTIB")
+	shift, known := map[string]int{"": 0, "K": 10, "M": 20, "G": 30, "T": 40}[strings.TrimSuffix(strings.ToUpper(s[len(digits):]), "IB")]
+	n, err := strconv.ParseInt(digits, 10, 64)
+	if err != nil || !known || n <= 0 || n > 1<<62>>shift {
+		return 0, fmt.Errorf("%q is not a size (expected for example 8G)", s)
+	}
+	n <<= shift
+	if n < minDiskSize || n%sector != 0 {
+		return 0, fmt.Errorf("%q: must be at least 64M and a multiple of %d bytes", s, sector)
+	}
+	return n, nil
+}
+
+var errChecksumForm = errors.New("expected sha256:<64 hex digits> or sha512:<128 hex digits>")

@@ -1,0 +1,228 @@
+package nspawn
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+
+	"github.com/hashicorp/packer-plugin-sdk/multistep"
+
+	"github.com/xivo-mesh/packer-plugin-xivo/packer/nspawn/machine"
+)
+
+// stepDisk makes the raw disk that the machine will run on: a copy of the
+// source image, or an empty disk for a root tar.
+//
+// Uses: stateSandbox. Produces: statePartition, the file at Config.workPath.
+type stepDisk struct{ config *Config }
+
+func (s *stepDisk) Run(ctx context.Context, state multistep.StateBag) multistep.StepAction {
+	d := &disk{sandbox: sandboxOf(state), path: s.config.workPath()}
+	var root *partition
+	var err error
+	if isTar(s.config.SourceImage) {
+		uiOf(state).Say(fmt.Sprintf("Making an empty disk of %d MiB", s.config.diskSize>>20))
+		root, err = d.format(ctx, s.config.diskSize)
+	} else {
+		uiOf(state).Say("Copying " + s.config.SourceImage)
+		root, err = d.copy(ctx, s.config.SourceImage, s.config.diskSize)
+	}
+	if err != nil {
+		return halt(state, err)
+	}
+	state.Put(statePartition, root)
+	return multistep.ActionContinue
+}
+
+func (s *stepDisk) Cleanup(multistep.StateBag) {
+	if s.config.Format != FormatRaw {
+		os.Remove(s.config.workPath())
+	}
+}
+
+// disk is a raw disk in a file.
+type disk struct {
+	sandbox *machine.Sandbox
+	path    string
+}
+
+const (
+	// mbrFile is the code that finds the active partition and starts it.
+	mbrFile = "/usr/lib/syslinux/mbr/mbr.bin"
+	// mbrCode is the room for it before the partition table.
+	mbrCode = 440
+	// firstPartition is where everybody puts it: 1 MiB.
+	firstPartition = 1 << 20
+	// rootLabel is how the kernel and fstab find the root.
+	rootLabel = "root"
+)
+
+// format makes a disk with one active partition and an empty ext4 on it.
+func (d *disk) format(ctx context.Context, size int64) (*partition, error) {
+	f, err := os.OpenFile(d.path, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o644)
+	if err != nil {
+		return nil, fmt.Errorf("make the disk: %w", err)
+	}
+	defer f.Close()
+	if err := f.Truncate(size); err != nil {
+		return nil, fmt.Errorf("make the disk: %w", err)
+	}
+	if err := d.sfdisk(ctx, fmt.Sprintf("label: dos\nstart=%d, type=83, bootable\n", firstPartition/sector)); err != nil {
+		return nil, err
+	}
+	code, err := os.ReadFile(mbrFile)
+	if err != nil {
+		return nil, fmt.Errorf("read the boot code: %w", err)
+	}
+	if len(code) > mbrCode {
+		return nil, fmt.Errorf("%s has %d bytes, but there is room for %d", mbrFile, len(code), mbrCode)
+	}
+	if _, err := f.WriteAt(code, 0); err != nil {
+		return nil, fmt.Errorf("write the boot code: %w", err)
+	}
+	p := &partition{number: 1, start: firstPartition, size: size - firstPartition}
+	// extlinux reads neither 64-bit block numbers nor checksummed metadata. Old
+	// kernels (XiVO 15 and 16 are Debian 7 and 8) know no orphan file either,
+	// and mkfs makes none unless asked.
+	err = d.sandbox.Run(ctx, "mkfs.ext4", "-q", "-F", "-L", rootLabel, "-O", "^64bit,^metadata_csum",
+		"-E", "offset="+strconv.FormatInt(p.start, 10), d.path, fmt.Sprintf("%dk", p.size>>10))
+	return p, err
+}
+
+// copy writes a disk image as raw, grows it to size when that is more, and
+// finds its root partition.
+func (d *disk) copy(ctx context.Context, source string, size int64) (*partition, error) {
+	format, err := imageFormat(source)
+	if err != nil {
+		return nil, err
+	}
+	if err := d.sandbox.Run(ctx, "qemu-img", "convert", "-f", format, "-O", "raw", source, d.path); err != nil {
+		return nil, err
+	}
+	st, err := os.Stat(d.path)
+	if err != nil {
+		return nil, err
+	}
+	grow := size > st.Size()
+	switch {
+	case grow:
+		if err := os.Truncate(d.path, size); err != nil {
+			return nil, fmt.Errorf("grow the disk: %w", err)
+		}
+	case size != 0 && size < st.Size():
+		return nil, fmt.Errorf("disk_size is %d bytes, but the source image has %d: it can be grown, not shrunk", size, st.Size())
+	}
+
+	parts, err := d.partitions(ctx)
+	if err != nil {
+		return nil, err
+	}
+	root, err := d.findRoot(ctx, parts)
+	if err != nil || !grow {
+		return root, err
+	}
+	if last := parts[len(parts)-1]; last.number != root.number {
+		return nil, fmt.Errorf("grow the disk: partition %d, the last, is not the root (partition %d): leave disk_size out", last.number, root.number)
+	}
+	if err := d.sfdisk(ctx, ",+\n", "-N", strconv.Itoa(root.number)); err != nil {
+		return nil, err
+	}
+	if parts, err = d.partitions(ctx); err != nil {
+		return nil, err
+	}
+	grown := parts[len(parts)-1]
+	if grown.size-root.size < root.start {
+		return nil, fmt.Errorf("disk_size must be at least %d MiB more than the source image has, or left out", root.start>>20+1)
+	}
+	return grown, d.growFileSystem(ctx, grown, size)
+}
+
+// growFileSystem makes an ext2, ext3 or ext4 as large as its partition. It is
+// done in the file: a mounted one may be grown by few.
+func (d *disk) growFileSystem(ctx context.Context, p *partition, size int64) error {
+	place := fmt.Sprintf("%s?offset=%d", d.path, p.start)
+	err := d.sandbox.Run(ctx, "e2fsck", "-f", "-p", place)
+	// 1: errors were corrected.
+	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) && exit.ExitCode() == 1 {
+		err = nil
+	}
+	if err == nil {
+		err = d.sandbox.Run(ctx, "resize2fs", place, fmt.Sprintf("%dk", p.size>>10))
+	}
+	if err == nil {
+		// resize2fs cuts the file to the size of the file system alone before it
+		// starts, which is why it must grow by more than the offset.
+		err = os.Truncate(d.path, size)
+	}
+	if err != nil {
+		return fmt.Errorf("grow the root's file system (leave disk_size out where it is not an ext4): %w", err)
+	}
+	return nil
+}
+
+// findRoot mounts the partitions, the largest first, until one has a Debian.
+func (d *disk) findRoot(ctx context.Context, parts []*partition) (*partition, error) {
+	var why []string
+	for _, p := range bySize(parts) {
+		if err := mount(ctx, d.sandbox, d.path, p, "ro"); err != nil {
+			why = append(why, fmt.Sprintf("partition %d: %v", p.number, err))
+			continue
+		}
+		_, err := os.Stat(d.sandbox.Path(rootDir, "etc/debian_version"))
+		if err := d.sandbox.Run(ctx, "umount", rootDir); err != nil {
+			return nil, err
+		}
+		if err == nil {
+			return p, nil
+		}
+		why = append(why, fmt.Sprintf("partition %d has no /etc/debian_version", p.number))
+	}
+	return nil, fmt.Errorf("no partition of the source image has a Debian root: %s", strings.Join(why, "; "))
+}
+
+func (d *disk) partitions(ctx context.Context) ([]*partition, error) {
+	out, err := d.sandbox.Command(ctx, "sfdisk", "-J", d.path).Output()
+	if err != nil {
+		return nil, fmt.Errorf("read the partition table of the source image: %w", err)
+	}
+	return parsePartitions(out)
+}
+
+// sfdisk changes the partition table as a script says.
+func (d *disk) sfdisk(ctx context.Context, script string, args ...string) error {
+	cmd := d.sandbox.Command(ctx, append(append([]string{"sfdisk", "--quiet", "--no-reread", "--no-tell-kernel"}, args...), d.path)...)
+	cmd.Stdin = strings.NewReader(script)
+	return run(cmd, "write the partition table")
+}
+
+// mount shows a partition at rootDir. The loop device goes with the mount.
+func mount(ctx context.Context, sandbox *machine.Sandbox, path string, p *partition, options string) error {
+	if err := os.MkdirAll(sandbox.Path(rootDir), 0o755); err != nil {
+		return err
+	}
+	options += fmt.Sprintf(",loop,offset=%d,sizelimit=%d", p.start, p.size)
+	return sandbox.Run(ctx, "mount", "-o", options, path, rootDir)
+}
+
+// imageFormat tells qcow2 from raw by what is in the file.
+func imageFormat(name string) (string, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return "", fmt.Errorf("read the source image: %w", err)
+	}
+	defer f.Close()
+	magic := make([]byte, 4)
+	if _, err := io.ReadFull(f, magic); err != nil {
+		return "", fmt.Errorf("read the source image %s: %w", name, err)
+	}
+	if bytes.Equal(magic, []byte("QFI\xfb")) {
+		return FormatQCOW2, nil
+	}
+	return FormatRaw, nil
+}

@@ -1,0 +1,87 @@
+//go:generate go tool packer-sdc mapstructure-to-hcl2 -type Config
+
+package seal
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+
+	"github.com/hashicorp/packer-plugin-sdk/common"
+	packersdk "github.com/hashicorp/packer-plugin-sdk/packer"
+	"github.com/hashicorp/packer-plugin-sdk/template/config"
+	"github.com/hashicorp/packer-plugin-sdk/template/interpolate"
+
+	"github.com/xivo-mesh/packer-plugin-xivo/packer/embedded"
+)
+
+// Config is the provisioner's configuration.
+type Config struct {
+	common.PackerConfig `mapstructure:",squash"`
+
+	// A static Linux build of xivo-firstboot for the machine's architecture.
+	// Defaults to the one that the plugin carries.
+	FirstbootBinary string `mapstructure:"firstboot_binary"`
+	// Seal a XiVO that has passed its wizard. Its IP address is then in places
+	// that every clone will share; without this, such a machine is refused.
+	AllowConfigured bool `mapstructure:"allow_configured"`
+	// Operations to leave out: see `xivo-firstboot seal --list`. What they would
+	// have taken out is then in every clone.
+	Disable []string `mapstructure:"disable"`
+	// Where the manifest of the seal is written on this host. Defaults to
+	// `xivo-seal-manifest.json` in the current folder; beside the image is a good place.
+	ManifestFile string `mapstructure:"manifest_file"`
+	// Prefix the commands with `sudo -n`, for a connection that is not root's.
+	Sudo bool `mapstructure:"sudo"`
+
+	ctx interpolate.Context
+}
+
+// DefaultManifestFile is Config.ManifestFile where it is not set.
+const DefaultManifestFile = "xivo-seal-manifest.json"
+
+// operationName is what an operation is called: nothing that a shell would
+// read differently.
+var operationName = regexp.MustCompile(`^[a-z0-9]+(-[a-z0-9]+)*$`)
+
+// Prepare reads and completes the configuration; the error names every field
+// that is wrong.
+func (c *Config) Prepare(raws ...any) error {
+	err := config.Decode(c, &config.DecodeOpts{
+		PluginType: "xivo.seal", Interpolate: true, InterpolateContext: &c.ctx,
+	}, raws...)
+	if err != nil {
+		return err
+	}
+	if c.ManifestFile == "" {
+		c.ManifestFile = DefaultManifestFile
+	}
+
+	var errs *packersdk.MultiError
+	fail := func(format string, args ...any) {
+		errs = packersdk.MultiErrorAppend(errs, fmt.Errorf(format, args...))
+	}
+	switch {
+	case c.FirstbootBinary != "":
+		if st, err := os.Stat(c.FirstbootBinary); err != nil {
+			fail("firstboot_binary: %w", err)
+		} else if !st.Mode().IsRegular() {
+			fail("firstboot_binary: %s is not a file", c.FirstbootBinary)
+		}
+	case len(embedded.Architectures()) == 0:
+		fail("firstboot_binary is required: this plugin was built without xivo-firstboot")
+	}
+	for _, name := range c.Disable {
+		if !operationName.MatchString(name) {
+			fail("%q is not the name of an operation: see xivo-firstboot seal --list", name)
+		}
+	}
+	if st, err := os.Stat(c.ManifestFile); err == nil && st.IsDir() {
+		c.ManifestFile = filepath.Join(c.ManifestFile, DefaultManifestFile)
+	}
+	if errs != nil && len(errs.Errors) > 0 {
+		return errs
+	}
+	return nil
+}

@@ -1,0 +1,191 @@
+// Package seal is the Packer provisioner xivo-seal. It works with any builder:
+// it puts xivo-firstboot into the machine, lets it take every identity out, and
+// brings the manifest home. It is the last provisioner of a build.
+package seal
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/hashicorp/hcl/v2/hcldec"
+	packersdk "github.com/hashicorp/packer-plugin-sdk/packer"
+
+	"github.com/xivo-mesh/packer-plugin-xivo/cloudinit"
+	"github.com/xivo-mesh/packer-plugin-xivo/packer/embedded"
+)
+
+// Places in the machine.
+const (
+	// uploadPath is where the connection's user may write.
+	uploadPath = "/tmp/xivo-firstboot.upload"
+	// manifestCopy is a copy of the manifest that the connection's user may read.
+	manifestCopy = "/tmp/xivo-seal-manifest.json"
+	// manifestPath is where `xivo-firstboot seal` keeps what it did.
+	manifestPath = "/var/lib/xivo-firstboot/seal.json"
+)
+
+// Provisioner is the Packer provisioner.
+type Provisioner struct {
+	config Config
+}
+
+var _ packersdk.Provisioner = (*Provisioner)(nil)
+
+// ConfigSpec describes the configuration to Packer.
+func (p *Provisioner) ConfigSpec() hcldec.ObjectSpec { return p.config.FlatMapstructure().HCL2Spec() }
+
+// Prepare checks the configuration.
+func (p *Provisioner) Prepare(raws ...any) error { return p.config.Prepare(raws...) }
+
+// Provision seals the machine. An error means that the machine is not, or not
+// wholly, sealed and that no image may be made of it.
+func (p *Provisioner) Provision(ctx context.Context, ui packersdk.Ui, comm packersdk.Communicator, _ map[string]any) error {
+	m := &remote{ui: ui, comm: comm, sudo: p.config.Sudo}
+
+	ui.Say("Installing xivo-firstboot")
+	if err := p.install(ctx, m); err != nil {
+		return fmt.Errorf("xivo-seal: install xivo-firstboot: %w", err)
+	}
+	ui.Say("Sealing: every identity is taken out of the machine")
+	if err := m.run(ctx, p.sealCommand()...); err != nil {
+		return fmt.Errorf("xivo-seal: %w (the machine is not sealed: make no image of it)", err)
+	}
+	// Before the next command: that one removes the keys of this connection.
+	if err := p.fetchManifest(ctx, m); err != nil {
+		return fmt.Errorf("xivo-seal: bring the manifest home: %w", err)
+	}
+	ui.Say("The manifest of the seal is in " + p.config.ManifestFile)
+	if err := m.run(ctx, cloudinit.BinaryPath, "seal", "--last"); err != nil {
+		return fmt.Errorf("xivo-seal: %w (the machine still has the keys of this build: make no image of it)", err)
+	}
+	return nil
+}
+
+func (p *Provisioner) sealCommand() []string {
+	argv := []string{cloudinit.BinaryPath, "seal"}
+	if p.config.AllowConfigured {
+		argv = append(argv, "--allow-configured")
+	}
+	for _, name := range p.config.Disable {
+		argv = append(argv, "--disable", name)
+	}
+	return argv
+}
+
+// install puts the binary where the units of the image expect it.
+func (p *Provisioner) install(ctx context.Context, m *remote) error {
+	binary, err := p.binary(ctx, m)
+	if err != nil {
+		return err
+	}
+	if err := m.comm.Upload(uploadPath, bytes.NewReader(binary), nil); err != nil {
+		return err
+	}
+	if err := m.run(ctx, "install", "-D", "-o", "root", "-g", "root", "-m", "0755", uploadPath, cloudinit.BinaryPath); err != nil {
+		return err
+	}
+	return m.run(ctx, "rm", "-f", uploadPath)
+}
+
+// binary is the configured build of xivo-firstboot, or the carried one that
+// fits the machine.
+func (p *Provisioner) binary(ctx context.Context, m *remote) ([]byte, error) {
+	if p.config.FirstbootBinary != "" {
+		return os.ReadFile(p.config.FirstbootBinary)
+	}
+	machine, err := m.output(ctx, "uname", "-m")
+	if err != nil {
+		return nil, err
+	}
+	arch, ok := architectures[strings.TrimSpace(machine)]
+	if !ok {
+		return nil, fmt.Errorf("the machine is a %q, which is unknown here: set firstboot_binary", strings.TrimSpace(machine))
+	}
+	return embedded.Firstboot(arch)
+}
+
+// architectures maps what `uname -m` says to what Go says.
+var architectures = map[string]string{
+	"x86_64": "amd64", "i386": "386", "i486": "386", "i586": "386", "i686": "386", "aarch64": "arm64",
+}
+
+// fetchManifest downloads the manifest, which root alone may read in the
+// machine. Nothing is left of an attempt that fails.
+func (p *Provisioner) fetchManifest(ctx context.Context, m *remote) error {
+	from := manifestPath
+	if m.sudo {
+		from = manifestCopy
+		if err := m.run(ctx, "install", "-m", "0644", manifestPath, manifestCopy); err != nil {
+			return err
+		}
+	}
+	var manifest bytes.Buffer
+	if err := m.comm.Download(from, &manifest); err != nil {
+		return err
+	}
+	if m.sudo {
+		if err := m.run(ctx, "rm", "-f", manifestCopy); err != nil {
+			return err
+		}
+	}
+	if !json.Valid(manifest.Bytes()) {
+		return fmt.Errorf("%s is no JSON (%d bytes)", manifestPath, manifest.Len())
+	}
+	if err := os.MkdirAll(filepath.Dir(p.config.ManifestFile), 0o755); err != nil {
+		return err
+	}
+	return os.WriteFile(p.config.ManifestFile, manifest.Bytes(), 0o644)
+}
+
+// remote runs commands in the machine as root.
+type remote struct {
+	ui   packersdk.Ui
+	comm packersdk.Communicator
+	sudo bool
+}
+
+// commandLine needs no quoting: every word of ours is a path, an option or the
+// name of an operation, which Config.Prepare has checked.
+func (m *remote) commandLine(argv []string) string {
+	if m.sudo {
+		argv = append([]string{"sudo", "-n"}, argv...)
+	}
+	return strings.Join(argv, " ")
+}
+
+// run shows what the command prints.
+func (m *remote) run(ctx context.Context, argv ...string) error {
+	cmd := &packersdk.RemoteCmd{Command: m.commandLine(argv)}
+	if err := cmd.RunWithUi(ctx, m.comm, m.ui); err != nil {
+		return fmt.Errorf("run %s: %w", cmd.Command, err)
+	}
+	return exitError(cmd)
+}
+
+// output returns what the command prints.
+func (m *remote) output(ctx context.Context, argv ...string) (string, error) {
+	var out bytes.Buffer
+	cmd := &packersdk.RemoteCmd{Command: m.commandLine(argv), Stdout: &out, Stderr: io.Discard}
+	if err := m.comm.Start(ctx, cmd); err != nil {
+		return "", fmt.Errorf("run %s: %w", cmd.Command, err)
+	}
+	cmd.Wait()
+	return out.String(), exitError(cmd)
+}
+
+func exitError(cmd *packersdk.RemoteCmd) error {
+	switch status := cmd.ExitStatus(); status {
+	case 0:
+		return nil
+	case packersdk.CmdDisconnect:
+		return fmt.Errorf("%s: the connection was lost", cmd.Command)
+	default:
+		return fmt.Errorf("%s: exit status %d", cmd.Command, status)
+	}
+}

@@ -1,0 +1,207 @@
+package seal
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	packersdk "github.com/hashicorp/packer-plugin-sdk/packer"
+)
+
+// machine is a communicator that writes down what it is asked, and answers.
+type machine struct {
+	packersdk.Communicator // what is not expected panics
+
+	asked    []string
+	fails    map[string]int // exit status by the last words of a command
+	says     map[string]string
+	manifest string
+}
+
+func (m *machine) Start(_ context.Context, cmd *packersdk.RemoteCmd) error {
+	m.asked = append(m.asked, cmd.Command)
+	status := 0
+	for end, s := range m.fails {
+		if strings.HasSuffix(cmd.Command, end) {
+			status = s
+		}
+	}
+	go func() {
+		io.WriteString(cmd.Stdout, m.says[cmd.Command])
+		cmd.SetExited(status)
+	}()
+	return nil
+}
+
+func (m *machine) Upload(path string, content io.Reader, _ *os.FileInfo) error {
+	raw, err := io.ReadAll(content)
+	m.asked = append(m.asked, fmt.Sprintf("upload %s: %s", path, raw))
+	return err
+}
+
+func (m *machine) Download(path string, to io.Writer) error {
+	m.asked = append(m.asked, "download "+path)
+	_, err := io.WriteString(to, m.manifest)
+	return err
+}
+
+func TestProvision(t *testing.T) {
+	const (
+		upload  = "upload /tmp/xivo-firstboot.upload: the binary"
+		install = "install -D -o root -g root -m 0755 /tmp/xivo-firstboot.upload /usr/local/sbin/xivo-firstboot"
+		remove  = "rm -f /tmp/xivo-firstboot.upload"
+		seal    = "/usr/local/sbin/xivo-firstboot seal"
+		fetch   = "download /var/lib/xivo-firstboot/seal.json"
+		last    = "/usr/local/sbin/xivo-firstboot seal --last"
+	)
+	type settings = map[string]any
+	for _, tc := range []struct {
+		name     string
+		settings settings
+		machine  machine
+		want     []string
+		err      string // part of the error
+	}{
+		{
+			name:    "the manifest comes home before the keys go",
+			machine: machine{manifest: `{"format": 1}`},
+			want:    []string{upload, install, remove, seal, fetch, last},
+		}, {
+			name:     "what a person chose",
+			settings: settings{"allow_configured": true, "disable": []string{"two", "three-4"}},
+			machine:  machine{manifest: `{}`},
+			want:     []string{upload, install, remove, seal + " --allow-configured --disable two --disable three-4", fetch, last},
+		}, {
+			name:     "as another user",
+			settings: settings{"sudo": true},
+			machine:  machine{manifest: `{}`},
+			want: []string{upload, "sudo -n " + install, "sudo -n " + remove, "sudo -n " + seal,
+				"sudo -n install -m 0644 /var/lib/xivo-firstboot/seal.json /tmp/xivo-seal-manifest.json",
+				"download /tmp/xivo-seal-manifest.json", "sudo -n rm -f /tmp/xivo-seal-manifest.json", "sudo -n " + last},
+		}, {
+			name:    "a seal that fails",
+			machine: machine{fails: map[string]int{seal: 1}},
+			want:    []string{upload, install, remove, seal},
+			err:     "not sealed: make no image of it",
+		}, {
+			name:    "a manifest that is none keeps the keys",
+			machine: machine{manifest: "cat: no such file"},
+			want:    []string{upload, install, remove, seal, fetch},
+			err:     "is no JSON",
+		}, {
+			name:    "an empty manifest too",
+			machine: machine{},
+			want:    []string{upload, install, remove, seal, fetch},
+			err:     "is no JSON",
+		}, {
+			name:    "keys that stay",
+			machine: machine{manifest: `{}`, fails: map[string]int{last: 1}},
+			want:    []string{upload, install, remove, seal, fetch, last},
+			err:     "still has the keys of this build",
+		}, {
+			name:    "a connection that breaks",
+			machine: machine{fails: map[string]int{install: packersdk.CmdDisconnect}},
+			want:    []string{upload, install},
+			err:     "the connection was lost",
+		},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			dir := t.TempDir()
+			binary, manifest := filepath.Join(dir, "xivo-firstboot"), filepath.Join(dir, "out", "manifest.json")
+			if err := os.WriteFile(binary, []byte("the binary"), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			var p Provisioner
+			if err := p.Prepare(settings{"firstboot_binary": binary, "manifest_file": manifest}, tc.settings); err != nil {
+				t.Fatal(err)
+			}
+
+			err := p.Provision(t.Context(), packersdk.TestUi(t), &tc.machine, nil)
+			if (err == nil) != (tc.err == "") || err != nil && !strings.Contains(err.Error(), tc.err) {
+				t.Errorf("error: got %v, want %q", err, tc.err)
+			}
+			if diff := cmp.Diff(tc.want, tc.machine.asked); diff != "" {
+				t.Errorf("asked of the machine (-want +got):\n%s", diff)
+			}
+			got, err := os.ReadFile(manifest)
+			switch sealed := tc.err == "" || strings.Contains(tc.err, "keys"); {
+			case sealed && (err != nil || string(got) != tc.machine.manifest):
+				t.Errorf("manifest: %q, %v", got, err)
+			case !sealed && err == nil:
+				t.Errorf("there is a manifest of no seal: %q", got)
+			}
+		})
+	}
+}
+
+func TestProvisionShowsTheList(t *testing.T) {
+	var p Provisioner
+	dir := t.TempDir()
+	if err := p.Prepare(map[string]any{"firstboot_binary": "provisioner.go", "manifest_file": dir}); err != nil {
+		t.Fatal(err)
+	}
+	var shown bytes.Buffer
+	ui := &packersdk.BasicUi{Reader: strings.NewReader(""), Writer: &shown, ErrorWriter: &shown}
+	m := &machine{manifest: "{}", says: map[string]string{strings.Join(p.sealCommand(), " "): "1/26 kv-export\n"}}
+	if err := p.Provision(t.Context(), ui, m, nil); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"1/26 kv-export", filepath.Join(dir, DefaultManifestFile)} {
+		if !strings.Contains(shown.String(), want) {
+			t.Errorf("%q is not in:\n%s", want, &shown)
+		}
+	}
+}
+
+func TestCarriedBinary(t *testing.T) {
+	for uname, want := range map[string]string{
+		"x86_64": "for amd64", "i686": "for 386", "aarch64": "for arm64", "riscv64": `"riscv64", which is unknown`,
+	} {
+		var p Provisioner
+		m := &machine{says: map[string]string{"uname -m": uname + "\n"}}
+		binary, err := p.binary(t.Context(), &remote{comm: m, ui: packersdk.TestUi(t)})
+		if len(binary) > 0 && err == nil {
+			continue // this test was built with it
+		}
+		if err == nil || !strings.Contains(err.Error(), want) && !strings.Contains(err.Error(), "not "+want) {
+			t.Errorf("%s: got %v, want %q", uname, err, want)
+		}
+	}
+}
+
+func TestConfig(t *testing.T) {
+	binary := filepath.Join(t.TempDir(), "binary")
+	if err := os.WriteFile(binary, nil, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	type settings = map[string]any
+	for _, tc := range []struct {
+		name     string
+		settings settings
+		want     string
+	}{
+		{"no such binary", settings{"firstboot_binary": "/no/such"}, "/no/such"},
+		{"a folder as binary", settings{"firstboot_binary": "/"}, "not a file"},
+		{"an operation that a shell would see differently", settings{"firstboot_binary": binary, "disable": []string{"a; reboot"}}, `"a; reboot"`},
+		{"an option as operation", settings{"firstboot_binary": binary, "disable": []string{"--last"}}, `"--last"`},
+		{"an unknown setting", settings{"firstboot_binary": binary, "allow_configure": true}, "allow_configure"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			var c Config
+			if err := c.Prepare(tc.settings); err == nil || !strings.Contains(err.Error(), tc.want) {
+				t.Errorf("got %v, want an error that says %q", err, tc.want)
+			}
+		})
+	}
+
+	var c Config
+	if err := c.Prepare(settings{"firstboot_binary": binary}); err != nil || c.ManifestFile != "xivo-seal-manifest.json" {
+		t.Errorf("defaults: %q, %v", c.ManifestFile, err)
+	}
+}
