@@ -1,0 +1,54 @@
+# Everything that is built lands in dist/ or in the cache,
+# $XDG_CACHE_HOME/packer-plugin-xivo or ~/.cache/packer-plugin-xivo.
+
+VERSION = $(shell sed -n 's/.*NewPluginVersion[^"]*"\([^"]*\)".*/\1/p' packer/version/version.go)
+ARCH := $(shell go env GOARCH)
+# What the plugin carries: the architectures of XiVO's machines.
+DIST_ARCHES := amd64 386
+
+export GOTOOLCHAIN := local
+GO_BUILD := CGO_ENABLED=0 go build -trimpath -buildvcs=false
+FIRSTBOOT_LDFLAGS := -s -w -X main.version=$(VERSION)
+# Built and then run, not `go run`: a killed make takes it along.
+LAB = go build -o dist/lab ./test/lab/cmd/lab && exec dist/lab
+
+.DEFAULT_GOAL := help
+.PHONY: help build test demo shell bench dist lint fmt generate clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+build: ## the plugin and xivo-firstboot, for this machine, into dist/
+	GOOS=linux $(GO_BUILD) -ldflags '$(FIRSTBOOT_LDFLAGS)' -o packer/embedded/linux_$(ARCH)/xivo-firstboot ./cmd/xivo-firstboot
+	$(GO_BUILD) -ldflags '-s -w' -o dist/packer-plugin-xivo ./cmd/packer-plugin-xivo
+	@cp packer/embedded/linux_$(ARCH)/xivo-firstboot dist/
+
+test: ## all tests, on real machines too (root; installs what it needs)
+	@$(LAB) test
+
+demo: ## bake an image, clone three machines, watch them join (KEEP=1: and keep them running)
+	@go build -o dist/demo ./test/e2e/demo && exec dist/demo $(if $(KEEP),-keep)
+
+NODE ?= 1
+shell: ## a shell in machine NODE=n of a demo that KEEP=1 keeps running
+	@$(LAB) shell $(NODE)
+
+bench: ## the benchmarks
+	go test -run '^$$' -bench . -benchmem ./...
+
+dist: ## what is released: the plugin with every build of xivo-firstboot
+	$(foreach arch,$(DIST_ARCHES),GOOS=linux GOARCH=$(arch) $(GO_BUILD) -ldflags '$(FIRSTBOOT_LDFLAGS)' -o packer/embedded/linux_$(arch)/xivo-firstboot ./cmd/xivo-firstboot &&) true
+	$(GO_BUILD) -ldflags '-s -w' -o dist/packer-plugin-xivo ./cmd/packer-plugin-xivo
+
+lint: ## go vet, and nothing unformatted
+	go vet ./...
+	@unformatted=$$(gofmt -l .); if [ -n "$$unformatted" ]; then echo "not formatted: $$unformatted; run make fmt" >&2; exit 1; fi
+
+fmt: ## format the sources
+	gofmt -w .
+
+generate: ## what is generated from the sources
+	go generate ./...
+
+clean: ## remove what was built here; the cache stays
+	rm -rf dist packer/embedded/linux_*

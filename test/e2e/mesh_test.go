@@ -1,0 +1,377 @@
+// Package e2e proves on real machines what an end user gets: contacts and live
+// statuses of every node on every node, and that it stays so.
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/uuid"
+
+	"github.com/xivo-mesh/packer-plugin-xivo/test/e2e/scenario"
+	"github.com/xivo-mesh/packer-plugin-xivo/test/lab"
+	"github.com/xivo-mesh/packer-plugin-xivo/test/lab/cache"
+	"github.com/xivo-mesh/packer-plugin-xivo/test/lab/recipe"
+)
+
+const (
+	joinDeadline  = 5 * time.Minute
+	proofDeadline = 2 * time.Minute
+	// takeIn is what is promised: nodes that are there take a newcomer in that
+	// fast once its services are up.
+	takeIn = 15 * time.Second
+)
+
+// TestMesh goes through the life of one mesh of three; each part builds on the
+// ones before, so the first that fails ends it.
+func TestMesh(t *testing.T) {
+	if os.Getenv("XIVO_LAB") == "" {
+		t.Skip("bakes an image and boots machines: run make test")
+	}
+	m := newMesh(t)
+
+	nodes := map[int]*scenario.Node{}
+	uuids := map[int]string{}
+	users := map[int]scenario.User{}
+	clients := map[int]*scenario.Client{}
+	boot := func(t *testing.T, n int) {
+		var err error
+		if nodes[n], err = m.Boot(t.Context(), n); err != nil {
+			t.Fatal(err)
+		}
+	}
+	settle := func(t *testing.T, n int) {
+		ctx := t.Context()
+		if _, err := nodes[n].WaitJoined(deadline(t, joinDeadline), len(nodes)-1); err != nil {
+			t.Fatal(err)
+		}
+		if err := nodes[n].WaitRunning(deadline(t, proofDeadline)); err != nil {
+			t.Fatal(err)
+		}
+		var err error
+		if uuids[n], err = nodes[n].UUID(ctx); err != nil {
+			t.Fatal(err)
+		}
+		if users[n], err = nodes[n].AddUser(ctx, fmt.Sprint("User", n)); err != nil {
+			t.Fatal(err)
+		}
+		if clients[n], err = nodes[n].Connect(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	part := func(name string, f func(*testing.T)) {
+		if !t.Run(name, f) {
+			t.FailNow()
+		}
+	}
+
+	part("two clones become two nodes of one mesh", func(t *testing.T) {
+		boot(t, 1)
+		boot(t, 2)
+		settle(t, 1)
+		settle(t, 2)
+	})
+
+	part("those that are there take a third in by themselves", func(t *testing.T) {
+		boot(t, 3)
+		// Somebody asks for the newcomer's first user too early: xivo-ctid finds
+		// nobody, and remembers that.
+		early := newUUID(t, nodes[3])
+		if err := clients[1].Watch(early, 1); err != nil {
+			t.Fatal(err)
+		}
+		for _, n := range []int{1, 2} {
+			if _, err := nodes[n].WaitJoined(deadline(t, joinDeadline), 2); err != nil {
+				t.Fatal(err)
+			}
+			up, err := nodes[3].ServicesUp(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if took := time.Since(up); took > takeIn {
+				t.Errorf("node %d took node 3 in after %s, want %s at most", n, took, takeIn)
+			}
+		}
+		settle(t, 3)
+		// That user's status never changes, so it has to be fetched.
+		if err := clients[1].Learns(deadline(t, proofDeadline), early, 1); err != nil {
+			t.Error(err)
+		}
+	})
+
+	part("every node is somebody of its own, in every place", func(t *testing.T) {
+		seen := map[string]int{}
+		for n, node := range nodes {
+			for place, identity := range identities(t, node, uuids[n]) {
+				if other, taken := seen[place+identity]; taken {
+					t.Errorf("nodes %d and %d have one %s: %s", other, n, place, identity)
+				}
+				seen[place+identity] = n
+			}
+		}
+	})
+
+	part("what users had stored is there, and nobody is logged in by a session of the original", func(t *testing.T) {
+		for n, node := range nodes {
+			out, err := node.Run(t.Context(), "sh", "-ec",
+				`curl -ksf -H "X-Consul-Token: $(cat /var/lib/consul/master_token)" "https://localhost:8500/v1/kv/xivo/?recurse"`)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var entries []struct {
+				Key   string
+				Value []byte
+			}
+			if err := json.Unmarshal([]byte(out), &entries); err != nil {
+				t.Fatal(err)
+			}
+			contact := false
+			for _, e := range entries {
+				if strings.HasPrefix(e.Key, "xivo/xivo-auth/") {
+					t.Errorf("node %d has the original's %s", n, e.Key)
+				}
+				contact = contact || strings.HasSuffix(e.Key, "/firstname") && string(e.Value) == "Zoé"
+			}
+			if !contact {
+				t.Errorf("node %d lost a personal contact; there are %d keys", n, len(entries))
+			}
+		}
+	})
+
+	part("owners and modes are what XiVO's packages made them", func(t *testing.T) {
+		want := `600 consul:consul /etc/consul/xivo/config.json
+600 consul:consul /etc/consul/xivo/interconnection.json
+600 consul:consul /var/lib/consul/master_token
+640 consul:www-data /var/lib/consul/default_xivo_consul_token.yml
+640 root:www-data /usr/share/xivo-certs/server.key
+644 root:www-data /usr/share/xivo-certs/server.crt
+400 rabbitmq:rabbitmq /var/lib/rabbitmq/.erlang.cookie
+`
+		for n, node := range nodes {
+			args := []string{"stat", "--format=%a %U:%G %n"}
+			for line := range strings.Lines(want) {
+				args = append(args, strings.Fields(line)[2])
+			}
+			got, err := node.Run(t.Context(), args...)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(want, got); diff != "" {
+				t.Errorf("node %d (-want +got):\n%s", n, diff)
+			}
+		}
+	})
+
+	everyPair := func(f func(from, to int)) {
+		for from := range nodes {
+			for to := range nodes {
+				if from != to {
+					f(from, to)
+				}
+			}
+		}
+	}
+	people := func(t *testing.T) {
+		everyPair(func(of, on int) {
+			if err := nodes[on].Finds(deadline(t, proofDeadline), users[of], uuids[of]); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	statuses := func(t *testing.T, status string) {
+		everyPair(func(from, to int) {
+			err := errors.Join(
+				clients[to].Watch(uuids[from], users[from].ID),
+				clients[from].SetStatus(users[from].ID, fmt.Sprint(status, from, to)),
+				clients[to].Sees(deadline(t, proofDeadline), uuids[from], users[from].ID, fmt.Sprint(status, from, to)))
+			if err != nil {
+				t.Error(err)
+			}
+		})
+	}
+
+	part("a search on every node finds the users of every other", people)
+	part("statuses go from every node to every other, live", func(t *testing.T) { statuses(t, "away") })
+
+	part("nobody who was logged in was dropped", func(t *testing.T) {
+		for _, c := range clients {
+			if err := c.Connected(); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+
+	part("another converge changes nothing and restarts nothing", func(t *testing.T) {
+		for n, node := range nodes {
+			before := picture(t, node)
+			if out, err := node.Run(t.Context(), "xivo-firstboot", "converge"); err != nil {
+				t.Fatalf("%v\n%s", err, out)
+			}
+			if diff := cmp.Diff(before, picture(t, node)); diff != "" {
+				t.Errorf("node %d (-before +after):\n%s", n, diff)
+			}
+		}
+	})
+
+	part("a reboot keeps the identity, and the node rejoins", func(t *testing.T) {
+		clients[2].Close()
+		if err := nodes[2].Poweroff(deadline(t, proofDeadline)); err != nil {
+			t.Fatal(err)
+		}
+		if err := nodes[2].PowerOn(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if err := nodes[2].WaitRunning(deadline(t, joinDeadline)); err != nil {
+			t.Fatal(err)
+		}
+		for n := range nodes {
+			if _, err := nodes[n].WaitJoined(deadline(t, joinDeadline), 2); err != nil {
+				t.Fatal(err)
+			}
+		}
+		uuid, err := nodes[2].UUID(t.Context())
+		if err != nil || uuid != uuids[2] {
+			t.Fatalf("its UUID is %s (%v), it was %s", uuid, err, uuids[2])
+		}
+		identities(t, nodes[2], uuid)
+		if clients[2], err = nodes[2].Connect(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		people(t)
+		statuses(t, "back")
+	})
+
+	part("the secret shows nowhere", func(t *testing.T) {
+		for n, node := range nodes {
+			out, err := node.Run(t.Context(), "sh", "-c",
+				`journalctl --boot --no-pager; ps axww -o args; find /etc /var /usr/local /run /tmp -xdev -type f -perm /o=r -exec cat {} + 2>/dev/null`)
+			if err != nil && lab.ExitCode(err) != 1 { // a file may go while it is read
+				t.Fatal(err)
+			}
+			if strings.Contains(out, m.Secret) {
+				t.Errorf("node %d shows the secret in its journal, its processes or a file that anybody may read", n)
+			}
+		}
+	})
+}
+
+// newMesh bakes the image if it has to, and saves the machines' logs when the
+// test fails.
+func newMesh(t *testing.T) *scenario.Mesh {
+	maker, err := recipe.New(t.Output())
+	if err != nil {
+		t.Fatal(err)
+	}
+	image, err := maker.Baked(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := scenario.New(t.Context(), image.Raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			dir, err := cache.Dir()
+			logs := filepath.Join(dir, "test-failed")
+			err = errors.Join(err, os.RemoveAll(logs), m.Lab.SaveLogs(context.Background(), logs))
+			t.Logf("the journals and consoles are in %s (%v)", logs, err)
+		}
+		if err := m.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return m
+}
+
+// newUUID waits until a booting node has become, and returns its UUID.
+func newUUID(t *testing.T, n *scenario.Node) string {
+	t.Helper()
+	var id string
+	err := lab.Wait(deadline(t, joinDeadline), n.Name+" to have a UUID of its own", func(ctx context.Context) (bool, error) {
+		var err error
+		id, err = n.UUID(ctx)
+		return err == nil && id != uuid.Nil.String(), err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return id
+}
+
+func deadline(t *testing.T, d time.Duration) context.Context {
+	ctx, cancel := context.WithTimeout(t.Context(), d)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// identities returns what must differ between nodes, by where it is, and checks
+// that the UUID is the same wherever this node has it.
+func identities(t *testing.T, n *scenario.Node, uuid string) map[string]string {
+	t.Helper()
+	ask := func(script string) string {
+		out, err := n.Run(t.Context(), "sh", "-ec", script)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.TrimSpace(out)
+	}
+	for place, script := range map[string]string{
+		"/etc/profile.d/xivo_uuid.sh": `. /etc/profile.d/xivo_uuid.sh; echo "$XIVO_UUID"`,
+		"/etc/default/xivo":           `sed -n 's/.*XIVO_UUID=//p' /etc/default/xivo | tail -n1`,
+		"/etc/systemd/system.conf":    `sed -n 's/^DefaultEnvironment=.*XIVO_UUID=\([^" ]*\).*/\1/p' /etc/systemd/system.conf`,
+		"the service manager":         `systemctl show-environment | sed -n 's/^XIVO_UUID=//p'`,
+		"xivo-ctid's process":         `tr '\0' '\n' </proc/$(systemctl show --value --property=MainPID xivo-ctid)/environ | sed -n 's/^XIVO_UUID=//p'`,
+	} {
+		if got := ask(script); got != uuid {
+			t.Errorf("%s: XIVO_UUID in %s is %q, in the database it is %q", n.Name, place, got, uuid)
+		}
+	}
+	all := map[string]string{"UUID": uuid}
+	for what, script := range map[string]string{
+		"host name":           "hostname",
+		"machine-id":          "cat /etc/machine-id",
+		"SSH host key":        "cat /etc/ssh/ssh_host_ed25519_key.pub",
+		"TLS certificate":     "sha256sum </usr/share/xivo-certs/server.crt",
+		"Erlang cookie":       "sha256sum </var/lib/rabbitmq/.erlang.cookie",
+		"Consul node id":      "cat /var/lib/consul/node-id",
+		"broker cluster name": "curl -sf -u guest:guest http://127.0.0.1:15672/api/cluster-name",
+		"service key":         "sha256sum </var/lib/xivo-auth-keys/xivo-ctid-key.yml",
+	} {
+		got := ask(script)
+		if got == "" {
+			t.Errorf("%s has no %s", n.Name, what)
+		}
+		all[what] = got
+	}
+	return all
+}
+
+// picture is everything that a converge writes, and when what it could restart
+// was started.
+func picture(t *testing.T, n *scenario.Node) map[string]string {
+	t.Helper()
+	shown := map[string]string{}
+	for what, script := range map[string]string{
+		"database":  `PGPASSWORD=proformatique pg_dump --host=localhost --username=asterisk --data-only asterisk | grep -v -e '^\\' -e '^--'`,
+		"files":     `find /etc -xdev -type f -printf '%p %T@ %m %u:%g\n' | sort`,
+		"broker":    `curl -sf -u guest:guest http://127.0.0.1:15672/api/definitions`,
+		"firewall":  `iptables-save | grep '^-'`,
+		"processes": `systemctl show --property=Id,MainPID,ActiveEnterTimestampMonotonic consul rabbitmq-server postgresql xivo-confd xivo-dird xivo-ctid xivo-mesh`,
+	} {
+		out, err := n.Run(t.Context(), "sh", "-c", script)
+		if err != nil {
+			t.Fatal(err)
+		}
+		shown[what] = out
+	}
+	return shown
+}

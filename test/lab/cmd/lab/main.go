@@ -1,0 +1,140 @@
+// Command lab is what the Makefile does with the lab: it prepares this machine,
+// runs the tests on it, and opens shells in machines that run.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/xivo-mesh/packer-plugin-xivo/test/lab"
+	"github.com/xivo-mesh/packer-plugin-xivo/test/lab/recipe"
+)
+
+const usage = `usage: lab test       go vet, all tests, and nothing left behind
+       lab bake       bake the image, when its sources changed, and say where it is
+       lab shell N    a shell in machine N of a demo that is kept running
+`
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "lab:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
+	if len(args) == 2 && args[0] == "shell" {
+		return lab.Shell(args[1])
+	}
+	if len(args) != 1 {
+		return errors.New(usage)
+	}
+	// Whoever started us and is killed takes us along, and we all that we run.
+	// Not for a shell: it becomes the process that was asked for.
+	_ = unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(syscall.SIGTERM), 0, 0, 0)
+	maker, err := recipe.New(stderr)
+	if err != nil {
+		return err
+	}
+	switch args[0] {
+	case "test":
+		return test(ctx, maker, stdout)
+	case "bake":
+		if err := maker.Host(ctx); err != nil {
+			return err
+		}
+		image, err := maker.Baked(ctx)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintln(stdout, image.QCOW2)
+		return nil
+	}
+	return errors.New(usage)
+}
+
+// test runs everything that there is. The end-to-end tests run alone: they
+// measure, and they fill two cores by themselves.
+func test(ctx context.Context, maker *recipe.Maker, stdout io.Writer) error {
+	start := time.Now()
+	if err := maker.Host(ctx); err != nil {
+		return err
+	}
+	base, err := maker.Base(ctx)
+	if err != nil {
+		return err
+	}
+	consul, err := maker.Tool(ctx, "consul")
+	if err != nil {
+		return err
+	}
+	before, err := lab.TakeFootprint(ctx)
+	if err != nil {
+		return err
+	}
+
+	env := append(os.Environ(), "XIVO_LAB=1", "XIVO_SERVER_ROOT="+filepath.Join(base, "root"), "XIVO_CONSUL="+consul)
+	goTool := func(args ...string) error {
+		cmd := exec.CommandContext(ctx, "go", args...)
+		cmd.Dir, cmd.Env = maker.Repo, env
+		cmd.Stdout, cmd.Stderr = stdout, os.Stderr
+		// go test passes it on, and tests clean up after themselves.
+		cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
+		cmd.WaitDelay = time.Minute
+		if err := cmd.Run(); err != nil {
+			return fmt.Errorf("go %s: %w", args[0], err)
+		}
+		return nil
+	}
+	if err := goTool("vet", "./..."); err != nil {
+		return err
+	}
+	packages, err := packages(ctx, maker.Repo)
+	if err != nil {
+		return err
+	}
+	isE2E := func(pkg string) bool { return strings.Contains(pkg, "/test/e2e") }
+	e2e := slices.DeleteFunc(slices.Clone(packages), func(pkg string) bool { return !isE2E(pkg) })
+	others := slices.DeleteFunc(packages, isE2E)
+
+	// One failure does not hide another.
+	err = errors.Join(
+		goTool(append([]string{"test", "-timeout=10m"}, others...)...),
+		goTool(append([]string{"test", "-timeout=30m", "-count=1", "-p=1", "-v"}, e2e...)...),
+	)
+	left, leftErr := before.Leftovers(context.WithoutCancel(ctx))
+	if len(left) > 0 {
+		leftErr = fmt.Errorf("the tests left behind what was not here before:\n  %s", strings.Join(left, "\n  "))
+	}
+	if err = errors.Join(err, leftErr); err != nil {
+		return err
+	}
+	fmt.Fprintf(stdout, "all tests passed and left nothing behind (%s)\n", time.Since(start).Round(time.Second))
+	return nil
+}
+
+func packages(ctx context.Context, repo string) ([]string, error) {
+	cmd := exec.CommandContext(ctx, "go", "list", "./...")
+	cmd.Dir = repo
+	cmd.Stderr = os.Stderr
+	out, err := cmd.Output()
+	if err != nil {
+		return nil, fmt.Errorf("go list: %w", err)
+	}
+	return strings.Fields(string(out)), nil
+}

@@ -1,0 +1,178 @@
+// Package lab runs several machines side by side: real Debian, systemd,
+// cloud-init, PostgreSQL, RabbitMQ and Consul, on copies of one image that take
+// no time to make, connected by a network of their own that nothing leaves.
+//
+// All of it lives in namespaces that end with this process, however it ends.
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/xivo-mesh/packer-plugin-xivo/packer/nspawn/machine"
+)
+
+// The lab's network. We, and the users who sit before the nodes, are at
+// HostAddress; the machines at what their seeds say.
+var (
+	Network     = netip.MustParsePrefix("10.77.0.0/24")
+	HostAddress = netip.MustParseAddr("10.77.0.1")
+)
+
+const (
+	bridge = "lab0"
+	// top is where everything of the lab is in its sandbox: a tmpfs, so what
+	// the machines write is gone with it.
+	top       = "/run/lab"
+	imageRoot = top + "/image"
+)
+
+// Lab is a set of machines on one image.
+type Lab struct {
+	sandbox *machine.Sandbox
+
+	mu       sync.Mutex
+	machines map[string]*Machine
+}
+
+// New makes a lab whose machines are copies of an image: a raw disk with a
+// partition table and the root on its first partition, or a folder with the
+// root itself. The image is only read. The caller ends the lab with Close.
+func New(ctx context.Context, image string) (_ *Lab, err error) {
+	l := &Lab{machines: map[string]*Machine{}}
+	if l.sandbox, err = machine.NewSandbox(ctx); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			l.sandbox.Close()
+		}
+	}()
+
+	info, err := os.Stat(image)
+	if err != nil {
+		return nil, fmt.Errorf("lab: the image: %w", err)
+	}
+	if err := os.MkdirAll(l.sandbox.Path(imageRoot), 0o755); err != nil {
+		return nil, err
+	}
+	mount := []string{"mount", "--bind", image, imageRoot}
+	if !info.IsDir() {
+		offset, err := firstPartition(image)
+		if err != nil {
+			return nil, err
+		}
+		mount = []string{"mount", "-o", "ro,noload,loop,offset=" + strconv.FormatInt(offset, 10), image, imageRoot}
+	}
+	for _, argv := range [][]string{
+		mount,
+		{"ip", "link", "add", bridge, "type", "bridge"},
+		{"ip", "address", "add", netip.PrefixFrom(HostAddress, Network.Bits()).String(), "dev", bridge},
+		{"ip", "link", "set", bridge, "up"},
+	} {
+		if err := l.sandbox.Run(ctx, argv...); err != nil {
+			return nil, fmt.Errorf("lab: %w", err)
+		}
+	}
+	return l, nil
+}
+
+// firstPartition returns where the first partition of a disk with an MBR
+// starts, in bytes.
+func firstPartition(image string) (int64, error) {
+	f, err := os.Open(image)
+	if err != nil {
+		return 0, fmt.Errorf("lab: the image: %w", err)
+	}
+	defer f.Close()
+	const table, signature = 446, 510
+	var mbr [512]byte
+	if _, err := f.ReadAt(mbr[:], 0); err != nil {
+		return 0, fmt.Errorf("lab: read the partition table of %s: %w", image, err)
+	}
+	entry := mbr[table : table+16]
+	start := int64(entry[8]) | int64(entry[9])<<8 | int64(entry[10])<<16 | int64(entry[11])<<24
+	if mbr[signature] != 0x55 || mbr[signature+1] != 0xaa || start == 0 {
+		return 0, fmt.Errorf("lab: %s has no partition table: a raw disk image is needed", image)
+	}
+	return start * 512, nil
+}
+
+// Close ends the lab at once, machines and all, as a power cut would: nothing of
+// their disks is kept anyway.
+func (l *Lab) Close() error { return l.sandbox.Close() }
+
+// Machines returns those that were started, in no order.
+func (l *Lab) Machines() []*Machine {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var all []*Machine
+	for _, m := range l.machines {
+		all = append(all, m)
+	}
+	return all
+}
+
+// Dial connects to a machine from HostAddress, as a user's computer does. The
+// address is an IP literal with a port.
+func (l *Lab) Dial(ctx context.Context, network, address string) (net.Conn, error) {
+	if _, err := netip.ParseAddrPort(address); err != nil {
+		return nil, fmt.Errorf("lab: dial: %w", err)
+	}
+	// A socket belongs to the namespace that its thread is in when it is made.
+	runtime.LockOSThread()
+	own, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		runtime.UnlockOSThread()
+		return nil, err
+	}
+	defer own.Close()
+	theirs, err := os.Open(l.sandbox.Namespace("net"))
+	if err != nil {
+		runtime.UnlockOSThread()
+		return nil, fmt.Errorf("lab: the lab is closed: %w", err)
+	}
+	defer theirs.Close()
+	if err := unix.Setns(int(theirs.Fd()), unix.CLONE_NEWNET); err != nil {
+		runtime.UnlockOSThread()
+		return nil, fmt.Errorf("lab: enter the lab's network: %w", err)
+	}
+	conn, dialErr := (&net.Dialer{FallbackDelay: -1}).DialContext(ctx, network, address)
+	if err := unix.Setns(int(own.Fd()), unix.CLONE_NEWNET); err != nil {
+		// A thread that stays locked ends with its goroutine, and is not used
+		// for anything else.
+		return nil, fmt.Errorf("lab: come back from the lab's network: %w", err)
+	}
+	runtime.UnlockOSThread()
+	return conn, dialErr
+}
+
+// SaveLogs writes the journal and the console of every machine into a folder,
+// for a person to look at after a failure. What cannot be had is left out and
+// told in the error.
+func (l *Lab) SaveLogs(ctx context.Context, dir string) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	var errs []error
+	for _, m := range l.Machines() {
+		journal, err := m.Run(ctx, "journalctl", "--boot", "--no-pager", "--output=short-precise")
+		errs = append(errs, err,
+			os.WriteFile(filepath.Join(dir, m.Name+".journal"), []byte(journal), 0o600),
+			os.WriteFile(filepath.Join(dir, m.Name+".console"), []byte(m.Console()), 0o600))
+	}
+	return errors.Join(errs...)
+}

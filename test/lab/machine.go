@@ -1,0 +1,195 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/xivo-mesh/packer-plugin-xivo/cloudinit"
+	"github.com/xivo-mesh/packer-plugin-xivo/packer/nspawn/machine"
+)
+
+// Node is what a machine gets besides the image: a NoCloud seed.
+type Node struct {
+	Name       string // of the machine in the lab and its host name
+	InstanceID string // empty: one made from the name
+	Address    netip.Addr
+	UserData   []byte // nil: none
+}
+
+// Machine is one of the lab's machines.
+type Machine struct {
+	Name    string
+	Address netip.Addr
+	Booted  time.Time // when its power was switched on, the last time
+
+	lab *Lab
+	m   *machine.Machine
+}
+
+// Start makes a machine and switches it on. It returns when its first process
+// runs. Its disk lasts as long as the lab.
+func (l *Lab) Start(ctx context.Context, n Node) (*Machine, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.machines[n.Name] != nil {
+		return nil, fmt.Errorf("lab: there is a machine %s already", n.Name)
+	}
+	if n.InstanceID == "" {
+		n.InstanceID = "iid-" + n.Name
+	}
+
+	dir := filepath.Join(top, n.Name)
+	root, upper, work, seed := filepath.Join(dir, "root"), filepath.Join(dir, "upper"), filepath.Join(dir, "work"), filepath.Join(dir, "seed")
+	for _, d := range []string{root, upper, work, seed} {
+		if err := os.MkdirAll(l.sandbox.Path(d), 0o755); err != nil {
+			return nil, fmt.Errorf("lab: machine %s: %w", n.Name, err)
+		}
+	}
+	if err := l.sandbox.Run(ctx, "mount", "-t", "overlay", "-o",
+		"lowerdir="+imageRoot+",upperdir="+upper+",workdir="+work, "overlay", root); err != nil {
+		return nil, fmt.Errorf("lab: machine %s: %w", n.Name, err)
+	}
+	err := cloudinit.Seed(l.sandbox.Path(seed), cloudinit.SeedNode{
+		InstanceID: n.InstanceID,
+		Hostname:   n.Name,
+		Interface:  "eth0",
+		Address:    netip.PrefixFrom(n.Address, Network.Bits()),
+		Gateway:    HostAddress,
+		UserData:   n.UserData,
+	})
+	if err != nil {
+		return nil, err
+	}
+
+	m := &Machine{Name: n.Name, Address: n.Address, lab: l, m: &machine.Machine{
+		Sandbox: l.sandbox,
+		Name:    n.Name,
+		Root:    root,
+		Binds:   []machine.Bind{{Source: seed, Target: machine.SeedDir, ReadOnly: true}},
+		Network: machine.Network{Veth: &machine.Veth{Name: "eth0", Peer: n.Name, Bridge: bridge}},
+		// An image's /etc/fstab names its disk, of which a machine in a
+		// container has only the files.
+		BootArgs: []string{"systemd.mask=systemd-remount-fs.service"},
+	}}
+	if err := m.PowerOn(ctx); err != nil {
+		return nil, err
+	}
+	l.machines[n.Name] = m
+	return m, nil
+}
+
+// PowerOn boots a machine that is off, from the disk that it left.
+func (m *Machine) PowerOn(ctx context.Context) error {
+	m.Booted = time.Now()
+	return m.m.Start(ctx)
+}
+
+// Poweroff shuts it down in good order; cut off when ctx ends first.
+func (m *Machine) Poweroff(ctx context.Context) error { return m.m.Poweroff(ctx) }
+
+// WaitRunning waits until systemd has finished booting. A failed unit is an
+// error that names it and shows the end of its journal.
+func (m *Machine) WaitRunning(ctx context.Context) error {
+	failed, err := m.m.WaitRunning(ctx)
+	if err != nil || len(failed) == 0 {
+		return err
+	}
+	args := []string{"journalctl", "--boot", "--no-pager", "--lines=30"}
+	for _, unit := range failed {
+		args = append(args, "--unit="+unit)
+	}
+	journal, _ := m.Run(ctx, args...)
+	return fmt.Errorf("machine %s: failed units: %s\n%s", m.Name, strings.Join(failed, ", "), journal)
+}
+
+// Run runs a command in the machine as root and returns what it printed. The
+// error carries what it said on standard error.
+func (m *Machine) Run(ctx context.Context, argv ...string) (string, error) {
+	out, err := output(m.m.Command(ctx, argv...))
+	if err != nil {
+		return out, fmt.Errorf("machine %s: %s: %w", m.Name, strings.Join(argv, " "), err)
+	}
+	return out, nil
+}
+
+func output(cmd *exec.Cmd) (string, error) {
+	var said strings.Builder
+	cmd.Stderr = &said
+	out, err := cmd.Output()
+	if err != nil {
+		err = fmt.Errorf("%w: %s", err, strings.TrimSpace(said.String()))
+	}
+	return string(out), err
+}
+
+// SQL runs a statement on XiVO's database and returns the rows, a line each,
+// columns separated by a space. In the statement, :'a1' is the first argument
+// as a text.
+func (m *Machine) SQL(ctx context.Context, statement string, args ...string) (string, error) {
+	argv := []string{"env", "PGPASSWORD=proformatique", "psql", "--quiet", "--no-align", "--tuples-only",
+		"--field-separator= ", "--set=ON_ERROR_STOP=1", "--host=localhost", "--username=asterisk"}
+	for i, arg := range args {
+		argv = append(argv, fmt.Sprintf("--set=a%d=%s", i+1, arg))
+	}
+	cmd := m.m.Command(ctx, append(argv, "asterisk")...)
+	cmd.Stdin = strings.NewReader(statement)
+	out, err := output(cmd)
+	if err != nil {
+		return "", fmt.Errorf("machine %s: psql: %w", m.Name, err)
+	}
+	return strings.TrimSpace(out), nil
+}
+
+// Argv is the command line that runs argv in the machine, from the host.
+func (m *Machine) Argv(argv ...string) ([]string, error) { return m.m.Argv(argv...) }
+
+// ReadFile reads a file of the machine, as the machine sees it.
+func (m *Machine) ReadFile(ctx context.Context, name string) (string, error) {
+	return m.Run(ctx, "cat", "--", name)
+}
+
+// Console returns the last part of what it printed on its console.
+func (m *Machine) Console() string { return m.m.Console() }
+
+// Wait polls until done says so. When ctx ends first, the error of the last try
+// is in the one returned.
+func Wait(ctx context.Context, what string, done func(context.Context) (bool, error)) error {
+	tick := time.NewTicker(200 * time.Millisecond)
+	defer tick.Stop()
+	start := time.Now()
+	var last error
+	for {
+		ok, err := done(ctx)
+		if ok {
+			return nil
+		}
+		if err != nil && ctx.Err() == nil {
+			last = err
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return fmt.Errorf("waited %s for %s: %w", time.Since(start).Round(time.Second), what, errors.Join(context.Cause(ctx), last))
+		}
+	}
+}
+
+// ExitCode returns the exit code that an error of Run stands for, -1 when the
+// command did not end by itself.
+func ExitCode(err error) int {
+	var exit *exec.ExitError
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &exit):
+		return exit.ExitCode()
+	}
+	return -1
+}
