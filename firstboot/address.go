@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/xivo-mesh/packer-plugin-xivo/cloudinit"
@@ -73,8 +75,8 @@ func advertise(ctx context.Context, c *cloudinit.Config) (string, error) {
 	}
 	switch want := c.Advertise; {
 	case want.Interface != "":
-		for a, name := range local {
-			if name == want.Interface {
+		for _, a := range slices.SortedFunc(maps.Keys(local), netip.Addr.Compare) {
+			if local[a] == want.Interface {
 				return a.String(), nil
 			}
 		}

@@ -31,11 +31,23 @@ func (n *Node) Decide(confirmed bool) (Action, string) {
 	})
 }
 
+// consulReset is the step after which only the export has the KV.
+const consulReset = "become.consul-state"
+
 // Begin takes the decision on the identity and writes it to the journal. It
 // says what was decided, and why. Nothing but the journal is changed.
 func (n *Node) Begin(ctx context.Context, confirmed bool) (Action, string, error) {
 	action, why := n.Decide(confirmed)
-	if action != Become && action != Adopt {
+	switch action {
+	case Become, Adopt:
+	case Resume:
+		if n.Config == nil {
+			return action, why, fmt.Errorf("the document that this node began with cannot be read: %w", n.DocumentErr)
+		}
+		// Consul may have run since the become was cut off, and begun anew as
+		// the original; the KV is in the export.
+		return action, why, n.Journal.drop(consulReset)
+	default:
 		return action, why, nil
 	}
 	if n.DocumentErr != nil {
@@ -53,15 +65,19 @@ func (n *Node) Begin(ctx context.Context, confirmed bool) (Action, string, error
 	if err := os.MkdirAll(n.Platform.Path(platform.StateDir), 0o700); err != nil {
 		return action, why, err
 	}
-	if err := n.forget(); err != nil {
+	if err := n.dropMeshState(); err != nil {
+		return action, why, err
+	}
+	// Before the journal: whoever resumes from it needs the document.
+	if err := n.keepDocument(); err != nil {
 		return action, why, err
 	}
 	n.Journal = newJournal(n.Platform.Path(journalFile), n.Instance, id)
 	return action, why, n.Journal.save()
 }
 
-// forget drops what a copied journal's node knew of its mesh.
-func (n *Node) forget() error {
+// dropMeshState drops what a copied journal's node knew of its mesh.
+func (n *Node) dropMeshState() error {
 	for _, name := range []string{membersFile, statusFile, marksFile} {
 		if err := os.Remove(n.Platform.Path(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
@@ -94,6 +110,9 @@ func (n *Node) decideIdentity(ctx context.Context, action Action) (Identity, err
 }
 
 func keptDocument(_ context.Context, n *Node) (Resource, error) {
+	if n.DocumentErr != nil {
+		return nothing, nil // the one in force is the one that was kept
+	}
 	want := cloudinit.UserData(n.Config)
 	return resource{
 		diff: func(context.Context) ([]string, error) {

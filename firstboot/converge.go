@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/consul"
@@ -31,6 +32,8 @@ const canaryWait = 3 * time.Second
 type marks struct {
 	// Directories is the fingerprint of the sources that xivo-dird last read.
 	Directories string `json:"directories"`
+	// CtidRestarted is the address for which xivo-ctid was restarted: once.
+	CtidRestarted string `json:"ctid_restarted,omitempty"`
 	// Presences holds, per member, the xivo-ctid registration that was
 	// announced to the local xivo-ctid.
 	Presences map[string]string `json:"presences"`
@@ -38,7 +41,12 @@ type marks struct {
 
 func (n *Node) marks() (marks, error) {
 	m := marks{Presences: map[string]string{}}
-	return m, n.readState(marksFile, &m)
+	if err := n.readState(marksFile, &m); err != nil {
+		// It only saves work: without it, dird is restarted once more.
+		n.Log.Warn("beginning anew without it", "error", err)
+		m = marks{Presences: map[string]string{}}
+	}
+	return m, nil
 }
 
 func firewallRules(ctx context.Context, n *Node) (Resource, error) {
@@ -50,9 +58,6 @@ func firewallRules(ctx context.Context, n *Node) (Resource, error) {
 		n.Log.Debug("firewall: peers", "error", err)
 	}
 	allowed = append(allowed, n.Config.Firewall.Allow...)
-	if err := n.readState(membersFile, &n.members); err != nil {
-		return nil, err
-	}
 	for _, m := range n.members {
 		allowed = append(allowed, m.Address)
 	}
@@ -73,6 +78,9 @@ func firewallRules(ctx context.Context, n *Node) (Resource, error) {
 	policy := firewall.MeshPolicy(slices.Compact(allowed))
 	if !n.Config.Consul.Encrypt {
 		policy = policy.WithGossip()
+	}
+	if n.Config.Firewall.Strict {
+		policy = policy.Strict()
 	}
 	return firewall.Rules(policy), nil
 }
@@ -108,17 +116,35 @@ func joinedWAN(ctx context.Context, n *Node) (Resource, error) {
 	if len(peers) == 0 {
 		return nothing, err
 	}
+	if !n.Platform.Traits.Joinable {
+		return nil, fmt.Errorf("XiVO %s cannot be joined: contacts and statuses are shared in another way from 18.04 on", n.Platform.Version)
+	}
 	// One living peer is enough: gossip tells of the others.
-	wan, err := c.WANMembers(ctx)
-	if err != nil {
-		return nil, err
-	}
-	for _, m := range wan {
-		if m.Alive && slices.Contains(peers, m.Address) {
-			return nothing, nil
-		}
-	}
-	return c.JoinedWAN(peers), nil
+	return resource{
+		diff: func(ctx context.Context) ([]string, error) {
+			wan, err := c.WANMembers(ctx)
+			if err != nil {
+				return nil, err
+			}
+			for _, m := range wan {
+				if m.Alive && slices.Contains(peers, m.Address) {
+					return nil, nil
+				}
+			}
+			return []string{"none of the peers " + strings.Join(peers, ", ") + " is in Consul's WAN"}, nil
+		},
+		apply: func(ctx context.Context) error {
+			var errs []error
+			for _, peer := range peers {
+				err := c.JoinedWAN([]string{peer}).Apply(ctx)
+				if err == nil {
+					return nil
+				}
+				errs = append(errs, err)
+			}
+			return errors.Join(errs...)
+		},
+	}, nil
 }
 
 // membersKnown asks every datacenter of the WAN who it is, and takes newcomers
@@ -128,16 +154,12 @@ func membersKnown(ctx context.Context, n *Node) (Resource, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := n.readState(membersFile, &n.members); err != nil {
-		return nil, err
-	}
 	wan, err := c.WANMembers(ctx)
 	if err != nil {
 		return nil, err
 	}
 
 	var seen []mesh.Member
-	n.unmanaged = nil
 	for _, w := range wan {
 		if !w.Alive || w.Datacenter == n.Identity().Name {
 			continue
@@ -145,7 +167,7 @@ func membersKnown(ctx context.Context, n *Node) (Resource, error) {
 		regs, err := c.Services(ctx, w.Datacenter, mesh.ServiceName)
 		if err != nil {
 			n.Log.Debug("a WAN member does not answer", "member", w.Name, "error", err)
-			n.unmanaged = append(n.unmanaged, w.Name)
+			n.pending = true
 			continue
 		}
 		if len(regs) == 0 {
@@ -213,9 +235,26 @@ func upstreams(ctx context.Context, n *Node) (Resource, error) {
 	if err != nil {
 		return nil, err
 	}
+	found, err := b.Upstreams(ctx)
+	if err != nil {
+		return nil, err
+	}
+	// A second link to the same broker would bring every message twice.
+	byHand := map[string]string{}
+	for _, u := range found {
+		for _, host := range u.Hosts {
+			if !directory.Ours(u.Name) {
+				byHand[host] = u.Name
+			}
+		}
+	}
 	var rs all
 	wanted := map[string]bool{}
 	for _, m := range links.Upstreams {
+		if name := byHand[m.Address]; name != "" {
+			n.Log.Warn("an upstream made by hand is left as it is, and not doubled", "upstream", name, "peer", m.Host)
+			continue
+		}
 		wanted[upstreamName(m)] = true
 		rs = append(rs, b.Upstream(rabbitmq.Upstream{
 			Name:     upstreamName(m),
@@ -225,10 +264,6 @@ func upstreams(ctx context.Context, n *Node) (Resource, error) {
 			MaxHops:  links.MaxHops,
 			Links:    len(links.Upstreams),
 		}))
-	}
-	found, err := b.Upstreams(ctx)
-	if err != nil {
-		return nil, err
 	}
 	for _, u := range found {
 		if directory.Ours(u.Name) && !wanted[u.Name] {
@@ -280,9 +315,15 @@ func dirdRestarted(ctx context.Context, n *Node) (Resource, error) {
 	if err != nil {
 		return nil, err
 	}
+	found = slices.DeleteFunc(found, func(f directory.Found) bool { return !f.Ours })
 	now := fingerprint(found)
 	return resource{
 		diff: func(context.Context) ([]string, error) {
+			// A daemon that a person stopped reads them when he starts it.
+			active, err := n.Platform.Init.Active(ctx, "xivo-dird")
+			if err != nil || !active {
+				return nil, err
+			}
 			m, err := n.marks()
 			if err != nil || m.Directories == now || m.Directories == "" && len(found) == 0 {
 				return nil, err
@@ -333,17 +374,30 @@ func ctidRegistered(ctx context.Context, n *Node) (Resource, error) {
 			if err != nil {
 				return nil, err
 			}
-			for _, r := range regs {
-				if r.Name == "xivo-ctid" && slices.Contains(r.Tags, n.Identity().UUID.String()) {
-					if r.Address == want {
-						return nil, nil
-					}
-					return []string{fmt.Sprintf("xivo-ctid is registered at %s, not at %s", r.Address, want)}, nil
-				}
+			r := serviceOf(regs, n.Identity().UUID.String())
+			if r.ID == "" {
+				// A restart would drop every client, and may be under way: the
+				// daemon registers by itself when it can.
+				n.pending = true
+				return nil, errors.New("xivo-ctid is not registered with this node's UUID (yet); see its log")
 			}
-			return []string{"xivo-ctid is not registered with this node's UUID"}, nil
+			if r.Address == want {
+				return nil, nil
+			}
+			return []string{fmt.Sprintf("xivo-ctid is registered at %s, not at %s", r.Address, want)}, nil
 		},
 		apply: func(ctx context.Context) error {
+			m, err := n.marks()
+			if err != nil {
+				return err
+			}
+			if m.CtidRestarted == want {
+				return errors.New("a restart did not help; see the log of xivo-ctid")
+			}
+			m.CtidRestarted = want
+			if err := n.writeState(marksFile, m); err != nil {
+				return err
+			}
 			if err := n.Platform.Init.Restart(ctx, "xivo-ctid"); err != nil {
 				return err
 			}
@@ -372,10 +426,7 @@ func canaryAnswered(ctx context.Context, n *Node) (Resource, error) {
 	if err != nil {
 		return nil, err
 	}
-	n.answered = map[string]time.Duration{}
-	for id, took := range answered {
-		n.answered[id] = took
-	}
+	n.answered = answered
 	return nothing, nil
 }
 
@@ -414,7 +465,7 @@ func presencesOpened(ctx context.Context, n *Node) (Resource, error) {
 		}
 		theirs := serviceOf(regs, id)
 		if theirs.ID == "" {
-			errs = append(errs, fmt.Errorf("%s has no xivo-ctid registered yet", member.Host))
+			n.pending = true
 			continue
 		}
 		if key := ours.ID + " " + theirs.ID; m.Presences[id] != key {

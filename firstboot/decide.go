@@ -52,12 +52,12 @@ const (
 	Adopt Action = "adopt"
 	// Resume ends a become that was cut off.
 	Resume Action = "resume"
-	// Keep changes nothing: this instance has become already.
-	Keep Action = "keep"
+	// Unchanged changes nothing: this instance has become already.
+	Unchanged Action = "unchanged"
 	// Hold changes nothing, and keeps out of the mesh until a person decides.
 	Hold Action = "hold"
-	// Leave changes nothing: a XiVO that nobody asked to change.
-	Leave Action = "leave"
+	// LeaveAlone changes nothing: a XiVO that nobody asked to change.
+	LeaveAlone Action = "leave alone"
 )
 
 // Found is everything that the decision rests on.
@@ -81,20 +81,20 @@ func Decide(f Found) (Action, string) {
 			return Become, "confirmed by a person: " + why
 		case how == doubtful:
 			return Hold, why + ": if this is a copy, run `xivo-firstboot become --confirm`"
-		case !f.Journal.Finished(becomePhase):
+		case !f.Journal.Finished(BecomePhase):
 			return Resume, "a become of this instance was cut off"
 		}
-		return Keep, why
+		return Unchanged, why
 	}
 	switch {
 	case f.Sealed:
 		return Become, "a sealed image boots for the first time"
 	case f.Document == nil:
-		return Leave, "not sealed, and no document: left as it is"
+		return LeaveAlone, "not sealed, and no document: left as it is"
 	case f.Document.Identity == cloudinit.IdentityKeep:
 		return Adopt, "identity: keep"
 	case f.Document.Identity == cloudinit.IdentityRegenerate:
 		return Become, "identity: regenerate"
 	}
-	return Leave, "not sealed, and the document does not say `identity: keep` or `identity: regenerate`: left as it is"
+	return LeaveAlone, "not sealed, and the document does not say `identity: keep` or `identity: regenerate`: left as it is"
 }

@@ -21,9 +21,7 @@ const (
 func journalOf(i Instance, finished bool) *Journal {
 	j := newJournal("", i, Identity{UUID: uuid.New()})
 	if finished {
-		for _, s := range becomePhase.Steps {
-			j.Steps["become."+s.Name] = Stamp{State: done}
-		}
+		j.Steps[BecomePhase.Name] = Stamp{State: done}
 	}
 	return j
 }
@@ -44,17 +42,17 @@ func TestDecide(t *testing.T) {
 	}{
 		{"sealed, with a document", Found{Sealed: true, Document: auto, Instance: Instance{"i-1", productA}}, Become},
 		{"sealed, without a document: must not run as the original", Found{Sealed: true}, Become},
-		{"never sealed, no document", Found{Instance: Instance{"i-1", productA}}, Leave},
-		{"never sealed, identity auto", Found{Document: auto}, Leave},
+		{"never sealed, no document", Found{Instance: Instance{"i-1", productA}}, LeaveAlone},
+		{"never sealed, identity auto", Found{Document: auto}, LeaveAlone},
 		{"never sealed, identity keep", Found{Document: keep}, Adopt},
 		{"never sealed, identity regenerate", Found{Document: regenerate}, Become},
 
-		{"second boot", Found{Journal: was, Sealed: true, Instance: Instance{"i-1", productA}, Document: auto}, Keep},
-		{"second boot with the document broken", Found{Journal: was, Sealed: true, Instance: Instance{"i-1", productA}}, Keep},
+		{"second boot", Found{Journal: was, Sealed: true, Instance: Instance{"i-1", productA}, Document: auto}, Unchanged},
+		{"second boot with the document broken", Found{Journal: was, Sealed: true, Instance: Instance{"i-1", productA}}, Unchanged},
 		{"second boot, the become was cut off", Found{Journal: begun, Instance: Instance{"i-1", productA}, Document: auto}, Resume},
-		{"the seed is detached: no instance id", Found{Journal: was, Instance: Instance{"", productA}}, Keep},
-		{"the firmware swaps its bytes", Found{Journal: was, Instance: Instance{"i-1", productA2}}, Keep},
-		{"the product UUID is not told any more", Found{Journal: was, Instance: Instance{"i-1", ""}}, Keep},
+		{"the seed is detached: no instance id", Found{Journal: was, Instance: Instance{"", productA}}, Unchanged},
+		{"the firmware swaps its bytes", Found{Journal: was, Instance: Instance{"i-1", productA2}}, Unchanged},
+		{"the product UUID is not told any more", Found{Journal: was, Instance: Instance{"i-1", ""}}, Unchanged},
 
 		{"clone of a node: both signs", Found{Journal: was, Instance: Instance{"i-2", productB}}, Become},
 		{"clone where no product UUID is known", Found{Journal: noProduct, Instance: Instance{"i-2", ""}}, Become},
@@ -66,7 +64,7 @@ func TestDecide(t *testing.T) {
 		{"only the hardware changed", Found{Journal: was, Instance: Instance{"i-1", productB}}, Hold},
 		{"only the hardware changed, and the seed is detached", Found{Journal: was, Instance: Instance{"", productB}}, Hold},
 		{"a doubt that a person confirmed", Found{Journal: was, Instance: Instance{"i-1", productB}, Confirmed: true}, Become},
-		{"confirming what is no doubt changes nothing", Found{Journal: was, Instance: Instance{"i-1", productA}, Confirmed: true}, Keep},
+		{"confirming what is no doubt changes nothing", Found{Journal: was, Instance: Instance{"i-1", productA}, Confirmed: true}, Unchanged},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			got, why := Decide(c.found)

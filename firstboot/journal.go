@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/google/uuid"
@@ -62,12 +63,23 @@ func readJournal(file string) (*Journal, error) {
 	}
 	j := &Journal{file: file}
 	if err := json.Unmarshal(raw, j); err != nil {
-		return nil, fmt.Errorf("journal: %s is damaged (%w): nothing was changed; restore the file, or remove it to begin again", file, err)
+		return nil, fmt.Errorf("journal: %s is damaged (%w): nothing was changed; restore it from a backup: without it this node does not know who it is", file, err)
 	}
 	if j.Format != 1 {
 		return nil, fmt.Errorf("journal: %s has format %d, this program knows 1: use the release that wrote it", file, j.Format)
 	}
+	if j.Identity.UUID == uuid.Nil || j.Steps == nil {
+		return nil, fmt.Errorf("journal: %s tells no identity or no steps: nothing was changed; restore it from a backup", file)
+	}
 	return j, nil
+}
+
+// HasBecome says whether an instance below root has become, also where all else
+// about it is broken. A journal that cannot be read counts: doubt holds nobody
+// back.
+func HasBecome(root string) bool {
+	j, err := readJournal(filepath.Join(root, journalFile))
+	return err != nil || j != nil && j.Finished(BecomePhase)
 }
 
 func newJournal(file string, i Instance, id Identity) *Journal {
@@ -87,15 +99,15 @@ func (j *Journal) stamp(id string, s stampState) error {
 	return j.save()
 }
 
+// drop takes a step's stamp back, so that it is run again.
+func (j *Journal) drop(id string) error {
+	delete(j.Steps, id)
+	return j.save()
+}
+
 // Done says whether a step was stamped done.
 func (j *Journal) Done(id string) bool { return j.Steps[id].State == done }
 
-// Finished says whether every step of a phase was done.
-func (j *Journal) Finished(p Phase) bool {
-	for _, s := range p.Steps {
-		if !j.Done(p.Name + "." + s.Name) {
-			return false
-		}
-	}
-	return true
-}
+// Finished says whether a phase came to its end, whatever steps it had then: a
+// later release that knows more of them does not begin it again.
+func (j *Journal) Finished(p Phase) bool { return j.Done(p.Name) }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"time"
 
@@ -17,12 +18,24 @@ func (n *Node) Live(ctx context.Context) (_ []Change, down time.Duration, err er
 	if err := n.exportLive(ctx); err != nil {
 		return nil, 0, err
 	}
+	// From here on, a boot resumes what a power cut ends.
+	units, err := installed(ctx, n)
+	if err == nil {
+		err = ensure(ctx, units)
+	}
+	if err != nil {
+		return nil, 0, err
+	}
 
+	brokers := []string{"rabbitmq-server", "consul"}
 	stopped := time.Now()
 	defer func() {
 		// Also when ctx was cancelled: this is what must not be left undone.
 		start, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Minute)
 		defer cancel()
+		for _, service := range brokers {
+			err = errors.Join(err, n.Platform.Init.Start(start, service))
+		}
 		if _, startErr := platform.Run(start, "xivo-service", "start"); startErr != nil {
 			err = errors.Join(err, fmt.Errorf("start XiVO: %w; run `xivo-service start`", startErr))
 		}
@@ -32,37 +45,28 @@ func (n *Node) Live(ctx context.Context) (_ []Change, down time.Duration, err er
 		return nil, 0, fmt.Errorf("stop XiVO: %w", err)
 	}
 	// xivo-service leaves both of them running.
-	for _, service := range []string{"consul", "rabbitmq-server"} {
+	for _, service := range brokers {
 		if err := n.Platform.Init.Stop(ctx, service); err != nil {
 			return nil, 0, err
 		}
 	}
 
-	changes, err := n.Run(ctx, becomePhase)
-	for _, service := range []string{"rabbitmq-server", "consul"} {
+	changes, err := n.Run(ctx, BecomePhase)
+	for _, service := range brokers {
 		err = errors.Join(err, n.Platform.Init.Start(ctx, service))
 	}
 	if err != nil {
 		return changes, 0, err
 	}
-	more, err := n.Run(ctx, settlePhase)
+	more, err := n.Run(ctx, SettlePhase)
 	return append(changes, more...), 0, err
 }
 
-// Stay makes this node one that looks after itself from now on: the units of
-// boot mode are installed, and the watch is started. Not before XiVO runs: the
-// units hold its daemons back until they have done their part.
+// Stay starts the watch of a node that has just settled.
 func (n *Node) Stay(ctx context.Context) error {
 	if !n.Platform.HasSystemd() {
 		n.Log.Warn("no systemd here: run `xivo-firstboot converge --watch` from your init system")
 		return nil
-	}
-	r, err := installed(ctx, n)
-	if err != nil {
-		return err
-	}
-	if err := ensure(ctx, r); err != nil {
-		return err
 	}
 	return n.Platform.Init.Start(ctx, "xivo-mesh")
 }
@@ -70,8 +74,12 @@ func (n *Node) Stay(ctx context.Context) error {
 // exportLive exports the KV while Consul runs and XiVO does not need to stop.
 func (n *Node) exportLive(ctx context.Context) error {
 	file := n.Platform.Path(exportFile)
-	if _, err := os.Stat(file); err == nil || n.Journal.Done("become.consul-state") {
-		return nil
+	if _, begun := n.Journal.Steps[consulReset]; begun {
+		return nil // what Consul holds now is not the original
+	}
+	// One of an earlier run that ended before anything was removed is stale.
+	if err := os.Remove(file); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
 	}
 	wait, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
@@ -79,6 +87,6 @@ func (n *Node) exportLive(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	n.consul = nil // its token and address are about to change
+	defer n.reset() // token and address are about to change
 	return c.Export(wait, file)
 }

@@ -10,6 +10,9 @@ import (
 	"syscall"
 )
 
+// ErrBusy is what Lock says while another process works on the node.
+var ErrBusy = errors.New("busy")
+
 // Lock makes this process the one that may change the node. The kernel gives
 // the lock back when the process ends, however it ends.
 func (n *Node) Lock() error {
@@ -25,7 +28,7 @@ func (n *Node) Lock() error {
 	if errors.Is(err, syscall.EWOULDBLOCK) {
 		holder, _ := os.ReadFile(name)
 		f.Close()
-		return fmt.Errorf("another xivo-firstboot is at work (pid %s): wait for it, or see `xivo-firstboot status`", strings.TrimSpace(string(holder)))
+		return fmt.Errorf("%w: another xivo-firstboot is at work (pid %s): wait for it, or see `xivo-firstboot status`", ErrBusy, strings.TrimSpace(string(holder)))
 	}
 	if err != nil {
 		f.Close()

@@ -27,7 +27,6 @@ const (
 	journalFile  = platform.StateDir + "/journal.json"
 	documentFile = platform.StateDir + "/document.yml"
 	exportFile   = platform.StateDir + "/kv.json"
-	restoredFile = platform.StateDir + "/kv-restored.json"
 	membersFile  = platform.StateDir + "/members.json"
 	statusFile   = platform.StateDir + "/status.json"
 	marksFile    = platform.StateDir + "/marks.json"
@@ -57,13 +56,17 @@ type Node struct {
 	answered map[string]time.Duration
 	// hasPeers: the document names a peer that is not this node.
 	hasPeers bool
+	// pending: something of a peer was not there yet; the next pass is soon.
+	pending bool
 	// unmanaged names WAN members that do not tell who they are.
 	unmanaged []string
 
 	db     *pgx.Conn
 	consul *consul.Client
-	broker *rabbitmq.Client
-	lock   *os.File
+	// consulErr: one wait for a Consul that is down is enough for a pass.
+	consulErr error
+	broker    *rabbitmq.Client
+	lock      *os.File
 }
 
 // Open finds out what this machine is. It changes nothing.
@@ -146,14 +149,15 @@ func (n *Node) DB(ctx context.Context) (*pgx.Conn, error) {
 
 // Consul returns the client of the local agent, once it has a leader.
 func (n *Node) Consul(ctx context.Context) (*consul.Client, error) {
-	if n.consul != nil {
-		return n.consul, nil
+	if n.consul != nil || n.consulErr != nil {
+		return n.consul, n.consulErr
 	}
 	c, err := consul.Dial(n.Platform)
-	if err != nil {
-		return nil, err
+	if err == nil {
+		err = c.WaitLeader(ctx)
 	}
-	if err := c.WaitLeader(ctx); err != nil {
+	if err != nil {
+		n.consulErr = err
 		return nil, err
 	}
 	n.consul = c
@@ -212,6 +216,12 @@ func (n *Node) Self() mesh.Member {
 		Version: n.Platform.Version.String(),
 		KeyID:   n.Credentials().KeyID(),
 	}
+}
+
+// reset forgets what the last pass found out, so that the next one asks again.
+func (n *Node) reset() {
+	n.consul, n.consulErr, n.broker = nil, nil, nil
+	n.answered, n.refused, n.unmanaged, n.pending = nil, nil, nil, false
 }
 
 // readState reads one of our JSON files; a missing one leaves v as it is.

@@ -1,9 +1,10 @@
 package firstboot
 
-// The phases, in the order in which they happen. `run`, `plan`, `status`,
-// `--help` and the documentation read these lists; there is no second one.
+// The phases, in the order in which they happen. `run`, `plan`, `--help` and the
+// documentation read these lists; there is no second one.
 
-var becomePhase = Phase{
+// BecomePhase is the first one.
+var BecomePhase = Phase{
 	Name: "become",
 	Text: "take on an identity, before Consul and RabbitMQ start",
 	Once: true,
@@ -27,24 +28,29 @@ var becomePhase = Phase{
 	},
 }
 
-var settlePhase = Phase{
+// SettlePhase follows it once Consul and RabbitMQ are up.
+var SettlePhase = Phase{
 	Name: "settle",
 	Text: "put the KV back and set the broker up, before XiVO's daemons start",
 	Once: true,
 	Steps: []Step{
-		{"kv-import", "Consul's KV is back, bit for bit", kvImported},
-		{"kv-retire", "the export is put aside after its restore was verified", kvRetired},
+		// First: until then, the broker of an unsealed copy takes the original's
+		// messages.
 		{"rabbitmq-clean", "nothing is left of another node's federation", brokerClean},
 		{"rabbitmq-name", "the broker's cluster name is this node's", brokerName},
+		{"kv-import", "Consul's KV is back, bit for bit", kvImported},
+		{"kv-retire", "the export is gone, now that its restore was verified", kvRetired},
 		{"rabbitmq-account", "the mesh's federation account, with the least rights that work", brokerAccount},
 		{"rabbitmq-policy", "the exchange xivo, and only it, is federated", brokerPolicy},
 	},
 }
 
-var convergePhase = Phase{
+// ConvergePhase is repeated from then on.
+var ConvergePhase = Phase{
 	Name: "converge",
 	Text: "make this node match the mesh, again and again",
 	Steps: []Step{
+		{"document", "the last good document is kept", keptDocument},
 		{"firewall", "the ports that we opened are open to the mesh only", firewallRules},
 		{"registration", "this node tells the others about itself", registered},
 		{"web-service", "the others may read this node's users", webService},
@@ -62,14 +68,9 @@ var convergePhase = Phase{
 }
 
 // Phases returns the phases of a node's life after the bake, in order.
-func Phases() []Phase { return []Phase{becomePhase, settlePhase, convergePhase} }
-
-// BecomePhase, SettlePhase and ConvergePhase are the phases by their names.
-func BecomePhase() Phase   { return becomePhase }
-func SettlePhase() Phase   { return settlePhase }
-func ConvergePhase() Phase { return convergePhase }
+func Phases() []Phase { return []Phase{BecomePhase, SettlePhase, ConvergePhase} }
 
 // Settled says whether this instance became and settled.
 func (n *Node) Settled() bool {
-	return n.Journal != nil && n.Journal.Finished(becomePhase) && n.Journal.Finished(settlePhase)
+	return n.Journal != nil && n.Journal.Finished(BecomePhase) && n.Journal.Finished(SettlePhase)
 }

@@ -22,6 +22,9 @@ type Progress func(Event)
 // did is in the journal before and after each step, so that it can be cut off
 // at any instant and run again to the same end.
 func (n *Node) Run(ctx context.Context, p Phase) ([]Change, error) {
+	if p.Once && n.Journal.Finished(p) {
+		return nil, nil
+	}
 	var changes []Change
 	for i, s := range p.Steps {
 		id := p.Name + "." + s.Name
@@ -50,11 +53,17 @@ func (n *Node) Run(ctx context.Context, p Phase) ([]Change, error) {
 			}
 		}
 	}
+	if p.Once {
+		return changes, n.Journal.stamp(p.Name, done)
+	}
 	return changes, nil
 }
 
 // Plan returns what Run would do, from the same steps, and changes nothing.
 func (n *Node) Plan(ctx context.Context, p Phase) ([]Change, error) {
+	if p.Once && n.Journal.Finished(p) {
+		return nil, nil
+	}
 	var changes []Change
 	for _, s := range p.Steps {
 		id := p.Name + "." + s.Name

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/uuid"
 	"pgregory.net/rapid"
 )
 
@@ -136,7 +137,7 @@ func TestAPhaseThatIsCutOffAnywhereComesToTheSameEnd(t *testing.T) {
 		file := filepath.Join(dir, "journal.json")
 		things := []*thing{{name: "a"}, {name: "b"}, {name: "c"}}
 		p := phaseOf(true, things...)
-		j := newJournal(file, Instance{ID: "i"}, Identity{Hostname: "h"})
+		j := newJournal(file, Instance{ID: "i"}, Identity{UUID: uuid.New()})
 		if err := j.save(); err != nil {
 			rt.Fatal(err)
 		}

@@ -2,13 +2,11 @@ package firstboot
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/xivo-mesh/packer-plugin-xivo/cloudinit"
@@ -34,13 +32,16 @@ type SealOperation struct {
 // ours names the first-boot step that is a counterpart.
 func ours(step string) string { return "xivo-firstboot: " + step }
 
+// gone opens the absence of files as a step's resource.
+func gone(patterns ...string) func(context.Context, *Node) (Resource, error) {
+	return func(_ context.Context, n *Node) (Resource, error) { return seal.Gone(n.Platform, patterns...), nil }
+}
+
 // SealOperations is the seal, in order. The broker and Consul are still up for
 // the first ones.
 func SealOperations() []SealOperation {
-	gone := func(patterns ...string) func(context.Context, *Node) (Resource, error) {
-		return func(_ context.Context, n *Node) (Resource, error) { return seal.Gone(n.Platform, patterns...), nil }
-	}
 	return []SealOperation{
+		{Step{"watch", "the watch of a node is stopped", sealWatch}, "systemd starts it"},
 		{Step{"kv-export", "Consul's KV is exported", sealExport}, ours("settle.kv-import")},
 		{Step{"directory-rows", "directory sources and the account of a mesh are gone", sealDirectory}, ours("converge.directories")},
 		{Step{"rabbitmq-plugins", "RabbitMQ's management and federation are enabled in its file", brokerPlugins}, ours("become.rabbitmq-plugins")},
@@ -54,6 +55,7 @@ func SealOperations() []SealOperation {
 		{Step{"uuid-manager", "the XiVO UUID in the service manager is a placeholder", sealUUIDInManager}, ours("become.uuid-manager")},
 		{Step{"consul-state", "Consul's raft, serf, keyrings, services, checks and node id are gone", sealConsul}, ours("become.consul-state")},
 		{Step{"consul-config", "Consul's mesh configuration is gone", gone(platform.ConsulConfigDir + "/interconnection.json")}, ours("become.consul-config")},
+		{Step{"consul-token", "Consul's master token is a placeholder, in every file that holds it", sealConsulToken}, ours("become.consul-token")},
 		{Step{"ctid-config", "xivo-ctid's mesh configuration is gone", gone(platform.CtidConfigDir + "/interconnection.yml")}, ours("become.ctid-config")},
 		{Step{"erlang-cookie", "the Erlang cookie is gone", gone(platform.RabbitDataDir + "/.erlang.cookie")}, "RabbitMQ makes one when it starts"},
 		{Step{"certificate", "the TLS key and certificate are gone", gone(platform.CertificateFile, platform.CertificateKey)}, ours("become.certificate")},
@@ -65,7 +67,7 @@ func SealOperations() []SealOperation {
 		{Step{"apt-cache", "the apt cache is gone", gone("/var/cache/apt/archives/*.deb", "/var/cache/apt/*.bin", "/var/lib/apt/lists/*_*")}, "apt-get update"},
 		{Step{"logs", "logs are empty", sealLogs}, "the daemons write on"},
 		{Step{"cloud-init", "cloud-init's state is gone", gone("/var/lib/cloud/*", "/var/log/cloud-init*.log", "/etc/network/interfaces.d/50-cloud-init*")}, "cloud-init runs as on a new machine"},
-		{Step{"our-state", "journal, document and state of a node are gone", gone(journalFile, documentFile, restoredFile, membersFile, statusFile, marksFile, "/etc/xivo-firstboot/config.yml")}, ours("become.document")},
+		{Step{"our-state", "journal, document and state of a node are gone", gone(journalFile, documentFile, membersFile, statusFile, marksFile, "/etc/xivo-firstboot/config.yml")}, ours("become.document")},
 		{Step{"units", "xivo-firstboot and its units are installed", installed}, "they run at the first boot"},
 	}
 }
@@ -73,9 +75,6 @@ func SealOperations() []SealOperation {
 // LastOperations come after the manifest was brought home: the connection that
 // brings it needs what they take away.
 func LastOperations() []SealOperation {
-	gone := func(patterns ...string) func(context.Context, *Node) (Resource, error) {
-		return func(_ context.Context, n *Node) (Resource, error) { return seal.Gone(n.Platform, patterns...), nil }
-	}
 	return []SealOperation{
 		{Step{"build-ssh-key", "authorized SSH keys are gone", gone("/root/.ssh/authorized_keys*", "/home/*/.ssh/authorized_keys*")}, "cloud-init installs those of the user data"},
 		{Step{"ssh-host-keys", "SSH host keys are gone", gone("/etc/ssh/ssh_host_*_key", "/etc/ssh/ssh_host_*_key.pub")}, ours("become.ssh-host-keys")},
@@ -239,12 +238,39 @@ func sealServiceKeys(ctx context.Context, n *Node) (Resource, error) {
 	return identity.NoServiceKeys(db, n.Platform), nil
 }
 
+// sealServices: xivo-service leaves both brokers running.
 func sealServices(_ context.Context, n *Node) (Resource, error) {
-	brokers := []string{"consul", "rabbitmq-server"}
+	brokers := stopped(n, "consul", "rabbitmq-server")
+	return resource{
+		diff: stopped(n, "xivo-ctid", "xivo-dird", "xivo-confd", "consul", "rabbitmq-server").diff,
+		apply: func(ctx context.Context) error {
+			if _, err := platform.Run(ctx, "xivo-service", "stop"); err != nil {
+				return err
+			}
+			n.reset()
+			return brokers.apply(ctx)
+		},
+	}, nil
+}
+
+// sealedToken opens nothing: a first boot replaces it before Consul starts.
+const sealedToken = "5ea1ed00-0000-4000-8000-000000000000"
+
+func sealConsulToken(_ context.Context, n *Node) (Resource, error) {
+	return consul.TokenFiles(n.Platform, sealedToken), nil
+}
+
+// sealWatch: the watch would put back what the seal removes.
+func sealWatch(_ context.Context, n *Node) (Resource, error) {
+	return stopped(n, "xivo-mesh"), nil
+}
+
+// stopped is none of the services running.
+func stopped(n *Node, services ...string) resource {
 	return resource{
 		diff: func(ctx context.Context) ([]string, error) {
 			var up []string
-			for _, s := range append([]string{"xivo-ctid", "xivo-dird", "xivo-confd"}, brokers...) {
+			for _, s := range services {
 				active, err := n.Platform.Init.Active(ctx, s)
 				if err != nil {
 					return nil, err
@@ -256,18 +282,13 @@ func sealServices(_ context.Context, n *Node) (Resource, error) {
 			return up, nil
 		},
 		apply: func(ctx context.Context) error {
-			if _, err := platform.Run(ctx, "xivo-service", "stop"); err != nil {
-				return err
-			}
-			// xivo-service leaves both of them running.
-			n.consul, n.broker = nil, nil
 			var errs []error
-			for _, s := range brokers {
+			for _, s := range services {
 				errs = append(errs, n.Platform.Init.Stop(ctx, s))
 			}
 			return errors.Join(errs...)
 		},
-	}, nil
+	}
 }
 
 func sealConsul(_ context.Context, n *Node) (Resource, error) { return consul.Emptied(n.Platform), nil }
@@ -297,7 +318,8 @@ func imageFiles(p *platform.Platform) []seal.File {
 	return files
 }
 
-// installed is this program and its units being on the machine, and enabled.
+// installed is this program and its units being on the machine, and enabled for
+// the next boot: links, and no reload, so that nothing holds a running XiVO.
 func installed(_ context.Context, n *Node) (Resource, error) {
 	binary, err := os.ReadFile("/proc/self/exe")
 	if err != nil {
@@ -307,28 +329,8 @@ func installed(_ context.Context, n *Node) (Resource, error) {
 	for _, f := range imageFiles(n.Platform) {
 		rs = append(rs, f)
 	}
-	units := cloudinit.Units()
-	return append(rs, resource{
-		diff: func(ctx context.Context) ([]string, error) {
-			out, err := platform.Run(ctx, "systemctl", append([]string{"is-enabled"}, units...)...)
-			if err == nil && strings.Count(out, "enabled") == len(units) {
-				return nil, nil
-			}
-			return []string{"units are not enabled: " + strings.Join(units, " ")}, nil
-		},
-		apply: func(ctx context.Context) error {
-			_, err := platform.Run(ctx, "systemctl", append([]string{"enable"}, units...)...)
-			return err
-		},
-	}), nil
-}
-
-// ReadManifest returns the manifest of this image's seal.
-func (n *Node) ReadManifest() (*seal.Manifest, error) {
-	raw, err := os.ReadFile(n.Platform.Path(manifestFile))
-	if err != nil {
-		return nil, err
+	for _, l := range cloudinit.Links() {
+		rs = append(rs, seal.Link{Platform: n.Platform, Path: l.Path, Target: l.Target})
 	}
-	m := &seal.Manifest{}
-	return m, json.Unmarshal(raw, m)
+	return rs, nil
 }

@@ -2,11 +2,9 @@ package firstboot
 
 import (
 	"context"
-	"errors"
-	"io/fs"
-	"os"
 
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/rabbitmq"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/seal"
 )
 
 // liveTokens is where xivo-auth keeps its tokens: two nodes must not share them.
@@ -24,17 +22,8 @@ func kvImported(ctx context.Context, n *Node) (Resource, error) {
 }
 
 func kvRetired(_ context.Context, n *Node) (Resource, error) {
-	from, to := n.Platform.Path(exportFile), n.Platform.Path(restoredFile)
-	return resource{
-		diff: func(context.Context) ([]string, error) {
-			_, err := os.Stat(from)
-			if errors.Is(err, fs.ErrNotExist) {
-				return nil, nil
-			}
-			return []string{exportFile + " was restored and is still in the way of the next export"}, err
-		},
-		apply: func(context.Context) error { return os.Rename(from, to) },
-	}, nil
+	// It holds private contacts, and would be in the way of the next export.
+	return seal.Gone(n.Platform, exportFile), nil
 }
 
 // withBroker opens a step's resource on the broker.
@@ -49,8 +38,13 @@ func withBroker(open func(n *Node, b *rabbitmq.Client) Resource) func(context.Co
 }
 
 var (
-	brokerClean = withBroker(func(_ *Node, b *rabbitmq.Client) Resource { return b.NothingFederated() })
-	brokerName  = withBroker(func(n *Node, b *rabbitmq.Client) Resource { return b.ClusterName(n.Identity().Name) })
+	brokerClean = withBroker(func(n *Node, b *rabbitmq.Client) Resource {
+		if n.Identity().Adopted {
+			return nothing // what an operator federated by hand is his
+		}
+		return b.NothingFederated()
+	})
+	brokerName = withBroker(func(n *Node, b *rabbitmq.Client) Resource { return b.ClusterName(n.Identity().Name) })
 
 	brokerAccount = withBroker(func(n *Node, b *rabbitmq.Client) Resource {
 		return b.FederationUser(n.Credentials().Account(), n.Credentials().BrokerPassword())

@@ -26,11 +26,14 @@ const (
 // Status is what a node says about itself. It is written at the end of every
 // pass, and is the JSON of `status --json`.
 type Status struct {
-	State    State     `json:"state"`
-	Why      string    `json:"why,omitempty"`
-	At       time.Time `json:"at"`
-	Identity Identity  `json:"identity"`
-	Version  string    `json:"version"`
+	State State     `json:"state"`
+	Why   string    `json:"why,omitempty"`
+	At    time.Time `json:"at"`
+	// Boot is the boot in which the pass was made; a status of an earlier one
+	// says nothing about now.
+	Boot     string   `json:"boot"`
+	Identity Identity `json:"identity"`
+	Version  string   `json:"version"`
 	// Peers are the other members of the mesh.
 	Peers []PeerStatus `json:"peers"`
 	// Refused are nodes that were not taken in, each with the reason.
@@ -56,12 +59,14 @@ type PeerStatus struct {
 func (n *Node) Waits() string {
 	action, why := n.Decide(false)
 	switch {
-	case action == Leave:
+	case action == LeaveAlone:
 		return why + "; `xivo-firstboot run` makes this server a node"
-	case action != Keep:
+	case action != Unchanged:
 		return why
 	case n.Config == nil:
 		return fmt.Sprintf("there is no document that can be read: %v", n.DocumentErr)
+	case !n.Settled():
+		return "settle has not ended; see `journalctl -u xivo-firstboot-settle`"
 	case !n.Platform.Traits.WizardFlagInDatabase && !n.Platform.WizardPassed():
 		return "XiVO's wizard has not been passed yet; this goes on by itself when it has"
 	}
@@ -73,12 +78,13 @@ func (n *Node) Waits() string {
 func (n *Node) ReadStatus() (Status, error) {
 	var s Status
 	if err := n.readState(statusFile, &s); err != nil {
-		return s, err
+		n.Log.Warn("the next pass writes it anew", "error", err)
+		s = Status{}
 	}
 	if why := n.Waits(); why != "" {
 		s.State, s.Why = Waiting, why
-	} else if s.State == "" {
-		s.State, s.Why = Joining, "the first pass has not ended yet"
+	} else if s.Boot != n.Platform.BootID() || s.State == "" {
+		s.State, s.Why = Joining, "no pass has ended since this machine was booted"
 	}
 	s.Identity, s.Version = n.Identity(), n.Platform.Version.String()
 	return s, nil
@@ -88,6 +94,7 @@ func (n *Node) ReadStatus() (Status, error) {
 func (n *Node) conclude(before Status, errs []error) Status {
 	s := Status{
 		At:          time.Now().UTC(),
+		Boot:        n.Platform.BootID(),
 		Identity:    n.Identity(),
 		Version:     n.Platform.Version.String(),
 		Refused:     n.refused,
@@ -102,6 +109,9 @@ func (n *Node) conclude(before Status, errs []error) Status {
 			answered++
 		}
 		s.Peers = append(s.Peers, PeerStatus{Member: m, Answered: ok, Milliseconds: took.Milliseconds()})
+	}
+	if n.DocumentErr != nil {
+		s.Errors = append(s.Errors, "the document is not in force, the last good one is: "+n.DocumentErr.Error())
 	}
 	for _, err := range errs {
 		s.Errors = append(s.Errors, err.Error())
@@ -120,7 +130,7 @@ func (n *Node) conclude(before Status, errs []error) Status {
 			s.Why = s.Errors[0]
 		}
 	}
-	if s.State == Joined && s.FirstJoined.IsZero() {
+	if answered > 0 && s.FirstJoined.IsZero() {
 		s.FirstJoined = s.At
 	}
 	return s

@@ -77,6 +77,14 @@ type resource struct {
 func (r resource) Diff(ctx context.Context) ([]string, error) { return r.diff(ctx) }
 func (r resource) Apply(ctx context.Context) error            { return r.apply(ctx) }
 
+// wrap names what failed; nil stays nil.
+func wrap(name string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%s: %w", name, err)
+}
+
 // Change is what one step did, or in a plan would do.
 type Change struct {
 	Step string   `json:"step"`
@@ -90,14 +98,12 @@ func (s Step) run(ctx context.Context, n *Node) ([]string, error) {
 		return nil, fmt.Errorf("%s: %w", s.Name, err)
 	}
 	diff, err := r.Diff(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", s.Name, err)
-	}
 	if len(diff) == 0 {
-		return nil, nil
+		return nil, wrap(s.Name, err)
 	}
-	if err := r.Apply(ctx); err != nil {
-		return diff, fmt.Errorf("%s: %w", s.Name, err)
+	// What is known to differ does not wait for what could not be read.
+	if err := errors.Join(err, r.Apply(ctx)); err != nil {
+		return diff, wrap(s.Name, err)
 	}
 	left, err := r.Diff(ctx)
 	if err != nil {

@@ -16,13 +16,20 @@ const (
 	// every look; after that, it gets one now and then.
 	eager    = 2 * time.Minute
 	patience = 15 * time.Second
+	// stepDeadline bounds one step of a pass, whatever it waits for.
+	stepDeadline = 45 * time.Second
 )
 
 // Converge makes one pass: it brings this node to what the mesh needs, goes on
 // past what fails, and writes the status. The error is what could not be done.
 func (n *Node) Converge(ctx context.Context) (Status, []Change, error) {
+	n.reset()
 	before, err := n.ReadStatus()
 	if err != nil {
+		return before, nil, err
+	}
+	// Not to know the members is no reason to remove them.
+	if err := n.readState(membersFile, &n.members); err != nil {
 		return before, nil, err
 	}
 	if peers, err := others(ctx, n.Config.Peers); len(peers) > 0 || err != nil {
@@ -31,18 +38,18 @@ func (n *Node) Converge(ctx context.Context) (Status, []Change, error) {
 
 	var changes []Change
 	var errs []error
-	for i, s := range convergePhase.Steps {
+	for i, s := range ConvergePhase.Steps {
 		start := time.Now()
-		diff, err := s.run(ctx, n)
+		stepCtx, cancel := context.WithTimeout(ctx, stepDeadline)
+		diff, err := s.run(stepCtx, n)
+		cancel()
 		if len(diff) > 0 {
-			changes = append(changes, Change{Step: convergePhase.Name + "." + s.Name, Diff: diff})
+			changes = append(changes, Change{Step: ConvergePhase.Name + "." + s.Name, Diff: diff})
 		}
 		if err != nil {
 			errs = append(errs, err)
-			// A connection that broke is opened again by the next pass.
-			n.consul, n.broker = nil, nil
 		}
-		n.Progress(Event{Phase: convergePhase.Name, Step: s.Name, N: i + 1, Of: len(convergePhase.Steps), Took: time.Since(start), Changes: diff, Err: err})
+		n.Progress(Event{Phase: ConvergePhase.Name, Step: s.Name, N: i + 1, Of: len(ConvergePhase.Steps), Took: time.Since(start), Changes: diff, Err: err})
 		if ctx.Err() != nil {
 			return before, changes, ctx.Err()
 		}
@@ -68,7 +75,7 @@ func (n *Node) Watch(ctx context.Context, told func(Status, []Change)) error {
 			lastChange = time.Now()
 		}
 		wait := atLeast
-		if state != Joined && state != Alone || len(n.unmanaged) > 0 {
+		if state != Joined && state != Alone || len(n.unmanaged) > 0 || n.pending {
 			wait = patience
 			if time.Since(lastChange) < eager {
 				wait = 0
@@ -98,6 +105,7 @@ func (n *Node) Watch(ctx context.Context, told func(Status, []Change)) error {
 func (n *Node) view(ctx context.Context) []string {
 	ctx, cancel := context.WithTimeout(ctx, every)
 	defer cancel()
+	n.consulErr = nil
 	c, err := n.Consul(ctx)
 	if err != nil {
 		return nil

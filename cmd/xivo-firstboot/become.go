@@ -3,10 +3,12 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/xivo-mesh/packer-plugin-xivo/cloudinit"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot"
 )
 
@@ -21,13 +23,13 @@ func (c *cli) becomeCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx, cancel := context.WithTimeout(cmd.Context(), 5*time.Minute)
 			defer cancel()
-			n, err := c.open()
+			n, err := c.openAtBoot()
 			if err != nil {
 				return err
 			}
 			defer n.Close()
 			switch action, why := n.Decide(confirm); action {
-			case firstboot.Keep, firstboot.Leave:
+			case firstboot.Unchanged, firstboot.LeaveAlone:
 				// Nothing is asked of the document, the lock or the servers: a
 				// node that once worked is not held back by any of them.
 				c.log.Info("become: "+string(action), "why", why)
@@ -35,15 +37,18 @@ func (c *cli) becomeCommand() *cobra.Command {
 			case firstboot.Hold:
 				return exitError{exitWaiting, errors.New(why)}
 			}
-			if err := n.Lock(); err != nil {
+			if running, err := n.Platform.Init.Active(ctx, "consul"); err != nil || running {
+				return errors.Join(errors.New("become: Consul runs, so this is no boot: use `xivo-firstboot run`"), err)
+			}
+			if err := lock(n); err != nil {
 				return err
 			}
 			action, why, err := n.Begin(ctx, confirm)
 			c.log.Info("become: "+string(action), "why", why)
 			if err != nil {
-				return exitError{exitUsage, err}
+				return asExit(err)
 			}
-			_, err = n.Run(ctx, firstboot.BecomePhase())
+			_, err = n.Run(ctx, firstboot.BecomePhase)
 			return err
 		},
 	}
@@ -60,7 +65,7 @@ func (c *cli) settleCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx, cancel := context.WithTimeout(cmd.Context(), 5*time.Minute)
 			defer cancel()
-			n, err := c.open()
+			n, err := c.openAtBoot()
 			if err != nil {
 				return err
 			}
@@ -69,11 +74,42 @@ func (c *cli) settleCommand() *cobra.Command {
 				c.log.Info("settle: nothing to do")
 				return nil
 			}
-			if err := n.Lock(); err != nil {
+			if n.Config == nil {
+				return asExit(fmt.Errorf("settle: the document that this node began with cannot be read: %w", n.DocumentErr))
+			}
+			if err := lock(n); err != nil {
 				return err
 			}
-			_, err = n.Run(ctx, firstboot.SettlePhase())
+			_, err = n.Run(ctx, firstboot.SettlePhase)
 			return err
 		},
 	}
+}
+
+// openAtBoot opens the node for the units that XiVO's daemons wait for. A node
+// that has become is not held back by what cannot be read about it now.
+func (c *cli) openAtBoot() (*firstboot.Node, error) {
+	n, err := c.open()
+	if err != nil && firstboot.HasBecome(c.root) {
+		return nil, exitError{exitWaiting, fmt.Errorf("this node has become, so nothing is held back, but look: %w", err)}
+	}
+	return n, err
+}
+
+// lock takes the node's lock. Who has it already does what we would do.
+func lock(n *firstboot.Node) error {
+	err := n.Lock()
+	if errors.Is(err, firstboot.ErrBusy) {
+		return exitError{exitWaiting, err}
+	}
+	return err
+}
+
+// asExit gives the error of a bad document its exit code.
+func asExit(err error) error {
+	var invalid *cloudinit.InvalidError
+	if errors.As(err, &invalid) {
+		return exitError{exitUsage, err}
+	}
+	return err
 }

@@ -45,10 +45,7 @@ func (c *cli) convergeCommand() *cobra.Command {
 			defer cancel()
 			status, changes, err := n.Converge(ctx)
 			c.report(status, changes)
-			if err != nil {
-				return err
-			}
-			return stateError(status)
+			return passError(status, err)
 		},
 	}
 	cmd.Flags().BoolVar(&watch, "watch", false, "go on until stopped; newcomers are taken in within seconds")
@@ -96,6 +93,15 @@ func peerList(s firstboot.Status) string {
 		names = append(names, p.Host)
 	}
 	return strings.Join(names, " ")
+}
+
+// passError is the exit of a pass: a node that is joining has errors, and is
+// joining all the same.
+func passError(s firstboot.Status, err error) error {
+	if state := stateError(s); state != nil {
+		return exitError{exitWaiting, err}
+	}
+	return err
 }
 
 // stateError maps a state that is not an end to its exit code.

@@ -17,7 +17,7 @@ import (
 )
 
 func (c *cli) runCommand() *cobra.Command {
-	var inUnit bool
+	var inUnit, confirm bool
 	cmd := &cobra.Command{
 		Use:   "run",
 		Short: "Make this running server a node of the mesh now, all phases in a row",
@@ -32,20 +32,21 @@ func (c *cli) runCommand() *cobra.Command {
 			}
 			defer func() { n.Close() }()
 			if n.DocumentErr != nil {
-				return exitError{exitUsage, n.DocumentErr}
+				return asExit(n.DocumentErr)
 			}
-			action, why := n.Decide(false)
+			action, why := n.Decide(confirm)
 			c.log.Info("run: "+string(action), "why", why)
 			switch action {
-			case firstboot.Leave, firstboot.Hold:
+			case firstboot.LeaveAlone, firstboot.Hold:
 				return exitError{exitWaiting, errors.New(why)}
 			}
 			if n.Platform.HasSystemd() && !inUnit && !n.Settled() {
-				return c.runInUnit(cmd.Context())
+				return c.runInUnit(cmd.Context(), confirm)
 			}
-			return c.runHere(cmd.Context(), n)
+			return c.runHere(cmd.Context(), n, confirm)
 		},
 	}
+	cmd.Flags().BoolVar(&confirm, "confirm", false, "this machine is a copy, although only one of two signs says so")
 	cmd.Flags().BoolVar(&inUnit, "in-unit", false, "")
 	cmd.Flags().MarkHidden("in-unit")
 	return cmd
@@ -57,7 +58,7 @@ const runUnit = "xivo-firstboot-run.service"
 // runInUnit hands the work to a unit that no lost terminal ends, and that
 // starts XiVO after it even if it was killed: `xivo-service stop` leaves SIP
 // closed until the next start.
-func (c *cli) runInUnit(ctx context.Context) error {
+func (c *cli) runInUnit(ctx context.Context, confirm bool) error {
 	program, err := os.Executable()
 	if err != nil {
 		return err
@@ -68,9 +69,12 @@ func (c *cli) runInUnit(ctx context.Context) error {
 	}
 	err = platform.Transient{
 		Unit:  runUnit,
-		Argv:  []string{program, "run", "--in-unit"},
-		After: []string{service, "start"},
+		Argv:  []string{program, "run", "--in-unit", fmt.Sprintf("--confirm=%t", confirm)},
+		After: []string{service, "start", "all"}, // the brokers too
 	}.Run(ctx, c.out)
+	if ctx.Err() != nil {
+		return exitError{exitWaiting, fmt.Errorf("the run goes on as %s; see `journalctl -u %s`", runUnit, runUnit)}
+	}
 	var exit *exec.ExitError
 	if errors.As(err, &exit) {
 		return exitError{exit.ExitCode(), fmt.Errorf("the run did not end well: see above, or `journalctl -u %s`", runUnit)}
@@ -78,7 +82,7 @@ func (c *cli) runInUnit(ctx context.Context) error {
 	return err
 }
 
-func (c *cli) runHere(ctx context.Context, n *firstboot.Node) error {
+func (c *cli) runHere(ctx context.Context, n *firstboot.Node, confirm bool) error {
 	// What reads our output may be gone; that must not end us.
 	signal.Ignore(syscall.SIGPIPE)
 	ctx, cancel := context.WithTimeout(ctx, 15*time.Minute)
@@ -86,8 +90,8 @@ func (c *cli) runHere(ctx context.Context, n *firstboot.Node) error {
 	if err := n.Lock(); err != nil {
 		return err
 	}
-	if _, _, err := n.Begin(ctx, false); err != nil {
-		return exitError{exitUsage, err}
+	if _, _, err := n.Begin(ctx, confirm); err != nil {
+		return asExit(err)
 	}
 	if !n.Settled() {
 		_, down, err := n.Live(ctx)
@@ -98,10 +102,7 @@ func (c *cli) runHere(ctx context.Context, n *firstboot.Node) error {
 	}
 	status, changes, err := n.Converge(ctx)
 	c.report(status, changes)
-	if err := errors.Join(err, n.Stay(ctx)); err != nil {
-		return err
-	}
-	return stateError(status)
+	return errors.Join(n.Stay(ctx), passError(status, err))
 }
 
 func (c *cli) planCommand() *cobra.Command {
@@ -117,8 +118,8 @@ func (c *cli) planCommand() *cobra.Command {
 				return err
 			}
 			defer n.Close()
-			if n.Journal == nil {
-				return exitError{exitWaiting, errors.New("this machine has not become a node: see `xivo-firstboot run --help`")}
+			if n.Journal == nil || n.Config == nil {
+				return exitError{exitWaiting, errors.New(n.Waits())}
 			}
 			total := 0
 			for _, p := range firstboot.Phases() {

@@ -46,6 +46,13 @@ func (p Policy) WithGossip() Policy {
 	return p
 }
 
+// Strict guards what a XiVO has open anyway and the mesh uses: RabbitMQ and
+// xivo-confd. Phones and clients that use them need to be allowed then.
+func (p Policy) Strict() Policy {
+	p.Ports = append(slices.Clone(p.Ports), 5672, 9486)
+	return p
+}
+
 // command runs a program with an input and returns its output.
 type command func(ctx context.Context, stdin, name string, args ...string) (string, error)
 

@@ -189,7 +189,7 @@ func (t Topology) Desired(self Member, members []Member) (Links, error) {
 				return Links{[]Member{m}, 2}, nil
 			}
 		}
-		return Links{nil, 2}, nil
+		return Links{}, fmt.Errorf("the hub %s is not a member of the mesh (yet)", t.Hub)
 	}
 	return Links{}, errors.New("topology is neither mesh, ring nor hub")
 }

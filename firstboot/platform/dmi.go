@@ -8,8 +8,8 @@ import (
 )
 
 // ProductUUID returns the hardware's UUID as SMBIOS tells it, in lower case,
-// or "" where it is unknown: no such file, or a value that is no UUID or is
-// one that vendors leave in every machine.
+// or "" where it is unknown: no such file, or a value that is no UUID or one
+// of the two that are nobody's, all zeros and all ones.
 func (p *Platform) ProductUUID() string {
 	raw, err := os.ReadFile(p.Path("/sys/class/dmi/id/product_uuid"))
 	if err != nil {
@@ -20,6 +20,15 @@ func (p *Platform) ProductUUID() string {
 		return ""
 	}
 	return u.String()
+}
+
+// BootID names this boot of the kernel; "" where the kernel does not tell.
+func (p *Platform) BootID() string {
+	raw, err := os.ReadFile(p.Path("/proc/sys/kernel/random/boot_id"))
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(raw))
 }
 
 // SameProduct compares two product UUIDs. Firmware and hypervisors disagree

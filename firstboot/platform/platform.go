@@ -95,8 +95,8 @@ type Init interface {
 }
 
 // WizardPassed says whether XiVO's wizard left its marker file. From 16.06 on
-// the truth is in the database; the marker is written there too by the
-// services that the wizard enables.
+// (Traits.WizardFlagInDatabase) the truth is general.configured in the database,
+// which this does not read.
 func (p *Platform) WizardPassed() bool {
 	_, err := os.Stat(p.Path(WizardMarkerFile))
 	return err == nil

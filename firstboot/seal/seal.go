@@ -166,6 +166,37 @@ func (f File) Apply(context.Context) error {
 	return os.Chmod(name, f.Mode)
 }
 
+// Link is the presence of a symbolic link.
+type Link struct {
+	Platform *platform.Platform
+	Path     string
+	Target   string
+}
+
+// Diff says whether it is missing or leads elsewhere.
+func (l Link) Diff(context.Context) ([]string, error) {
+	target, err := os.Readlink(l.Platform.Path(l.Path))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	if target == l.Target {
+		return nil, nil
+	}
+	return []string{l.Path + " does not lead to " + l.Target}, nil
+}
+
+// Apply makes it.
+func (l Link) Apply(context.Context) error {
+	name := l.Platform.Path(l.Path)
+	if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
+		return err
+	}
+	if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return os.Symlink(l.Target, name)
+}
+
 // Sum is the SHA-256 of a content, in hex.
 func Sum(content []byte) string {
 	sum := sha256.Sum256(content)

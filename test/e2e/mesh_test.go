@@ -50,7 +50,7 @@ func TestMesh(t *testing.T) {
 	}
 	settle := func(t *testing.T, n int) {
 		ctx := t.Context()
-		if _, err := nodes[n].WaitJoined(deadline(t, joinDeadline), len(nodes)-1); err != nil {
+		if _, err := nodes[n].WaitJoined(deadline(t, joinDeadline), len(nodes)-1, time.Time{}); err != nil {
 			t.Fatal(err)
 		}
 		if err := nodes[n].WaitRunning(deadline(t, proofDeadline)); err != nil {
@@ -89,7 +89,7 @@ func TestMesh(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, n := range []int{1, 2} {
-			if _, err := nodes[n].WaitJoined(deadline(t, joinDeadline), 2); err != nil {
+			if _, err := nodes[n].WaitJoined(deadline(t, joinDeadline), 2, nodes[3].Booted); err != nil {
 				t.Fatal(err)
 			}
 			up, err := nodes[3].ServicesUp(t.Context())
@@ -233,7 +233,7 @@ func TestMesh(t *testing.T) {
 			t.Fatal(err)
 		}
 		for n := range nodes {
-			if _, err := nodes[n].WaitJoined(deadline(t, joinDeadline), 2); err != nil {
+			if _, err := nodes[n].WaitJoined(deadline(t, joinDeadline), 2, nodes[2].Booted); err != nil {
 				t.Fatal(err)
 			}
 		}

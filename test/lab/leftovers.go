@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -73,7 +72,7 @@ func TakeFootprint(ctx context.Context) (Footprint, error) {
 		}
 		add("setting", name+" = "+string(value))
 	}
-	processes, err := foreignProcesses()
+	processes, err := labProcesses()
 	if err != nil {
 		return nil, err
 	}
@@ -82,13 +81,10 @@ func TakeFootprint(ctx context.Context) (Footprint, error) {
 	return all, nil
 }
 
-// foreignProcesses are those in another process namespace than ours, which is
-// where everything of a lab runs, and by name what a lab runs outside of them.
-func foreignProcesses() ([]string, error) {
-	own, err := os.Readlink("/proc/self/ns/pid")
-	if err != nil {
-		return nil, err
-	}
+// labProcesses are those in a control group of a sandbox, which is where
+// everything of a lab runs, and by name what a lab runs outside of them. What
+// else comes and goes on this machine is not ours to look at.
+func labProcesses() ([]string, error) {
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
 		return nil, err
@@ -96,16 +92,13 @@ func foreignProcesses() ([]string, error) {
 	var found []string
 	for _, e := range entries {
 		dir := filepath.Join("/proc", e.Name())
-		namespace, err := os.Readlink(dir + "/ns/pid")
-		if errors.Is(err, fs.ErrNotExist) || namespace == "" {
-			continue // not a process, or one that just ended
-		}
 		comm, err := os.ReadFile(dir + "/comm")
 		if err != nil {
-			continue
+			continue // not a process, or one that just ended
 		}
+		groups, _ := os.ReadFile(dir + "/cgroup")
 		name := strings.TrimSpace(string(comm))
-		if namespace != own || slices.Contains([]string{"systemd-nspawn", "slirp4netns", "mmdebstrap", "packer", "packer-plugin-xi"}, name) {
+		if strings.Contains(string(groups), "/xivo-sandbox-") || slices.Contains([]string{"systemd-nspawn", "slirp4netns", "mmdebstrap", "packer", "packer-plugin-xi"}, name) {
 			found = append(found, fmt.Sprintf("%s %s", e.Name(), name))
 		}
 	}

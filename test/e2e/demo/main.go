@@ -207,7 +207,7 @@ func (d *demo) allJoined(ctx context.Context, fresh ...int) error {
 	group, wait := errgroup.WithContext(wait)
 	for i, n := range fresh {
 		group.Go(func() error {
-			_, err := d.nodes[n].WaitJoined(wait, len(d.nodes)-1)
+			_, err := d.nodes[n].WaitJoined(wait, len(d.nodes)-1, time.Time{})
 			joined[i] = time.Since(d.nodes[n].Booted)
 			return err
 		})
@@ -257,12 +257,12 @@ func (d *demo) thirdJoined(ctx context.Context) error {
 	group, wait := errgroup.WithContext(wait)
 	group.Go(func() error { return d.allJoined(wait, 3) })
 	group.Go(func() error {
-		_, err := d.nodes[1].WaitJoined(wait, 2)
+		_, err := d.nodes[1].WaitJoined(wait, 2, time.Time{})
 		takenIn = time.Now()
 		return err
 	})
 	group.Go(func() error {
-		_, err := d.nodes[2].WaitJoined(wait, 2)
+		_, err := d.nodes[2].WaitJoined(wait, 2, time.Time{})
 		return err
 	})
 	if err := group.Wait(); err != nil {
@@ -373,7 +373,7 @@ func (d *demo) keep(ctx context.Context) error {
 	}
 	defer release()
 	fmt.Fprintf(d.out, "The machines run until you press Ctrl-C here. In another terminal: make shell NODE=1\n"+
-		"Then for example: xivo-firstboot status; journalctl -u xivo-mesh; consul members -wan\n\n")
+		"Then for example: xivo-firstboot status; journalctl -u xivo-mesh; rabbitmqctl federation_status\n\n")
 	<-ctx.Done()
 	return nil
 }

@@ -74,6 +74,7 @@ func (m *Mesh) Boot(ctx context.Context, n int) (*Node, error) {
 type Status struct {
 	State    string
 	Why      string
+	At       time.Time // when it was so
 	Version  string
 	Identity struct {
 		UUID     string
@@ -111,9 +112,12 @@ func (n *Node) Status(ctx context.Context) (Status, error) {
 	return s, nil
 }
 
-// WaitJoined waits until the node is joined and at least that many peers answer
-// it, and returns the status that said so.
-func (n *Node) WaitJoined(ctx context.Context, peers int) (Status, error) {
+// WaitJoined waits until the node says of a time after its power-on, and after
+// since, that it is joined and at least that many peers answer it.
+func (n *Node) WaitJoined(ctx context.Context, peers int, since time.Time) (Status, error) {
+	if since.Before(n.Booted) {
+		since = n.Booted
+	}
 	var s Status
 	err := lab.Wait(ctx, fmt.Sprintf("%s to be joined with %d peers", n.Name, peers), func(ctx context.Context) (bool, error) {
 		var err error
@@ -126,10 +130,10 @@ func (n *Node) WaitJoined(ctx context.Context, peers int) (Status, error) {
 				answering++
 			}
 		}
-		if s.State == "joined" && answering >= peers {
+		if s.State == "joined" && answering >= peers && s.At.After(since) {
 			return true, nil
 		}
-		return false, fmt.Errorf("it is %s with %d of %d peers answering: %s %s", s.State, answering, peers, s.Why, strings.Join(s.Errors, "; "))
+		return false, fmt.Errorf("%s ago it was %s with %d of %d peers answering: %s %s", time.Since(s.At).Round(time.Second), s.State, answering, peers, s.Why, strings.Join(s.Errors, "; "))
 	})
 	return s, err
 }

@@ -68,8 +68,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	return errors.New(usage)
 }
 
-// test runs everything that there is. The end-to-end tests run alone: they
-// measure, and they fill two cores by themselves.
+// test runs everything that there is. The lab's own tests and the end-to-end
+// tests run alone: they look at what is left on this machine, they measure, and
+// they fill two cores by themselves.
 func test(ctx context.Context, maker *recipe.Maker, stdout io.Writer) error {
 	start := time.Now()
 	if err := maker.Host(ctx); err != nil {
@@ -108,14 +109,16 @@ func test(ctx context.Context, maker *recipe.Maker, stdout io.Writer) error {
 	if err != nil {
 		return err
 	}
-	isE2E := func(pkg string) bool { return strings.Contains(pkg, "/test/e2e") }
-	e2e := slices.DeleteFunc(slices.Clone(packages), func(pkg string) bool { return !isE2E(pkg) })
-	others := slices.DeleteFunc(packages, isE2E)
+	isAlone := func(pkg string) bool {
+		return strings.HasSuffix(pkg, "/test/lab") || strings.Contains(pkg, "/test/e2e")
+	}
+	alone := slices.DeleteFunc(slices.Clone(packages), func(pkg string) bool { return !isAlone(pkg) })
+	others := slices.DeleteFunc(packages, isAlone)
 
 	// One failure does not hide another.
 	err = errors.Join(
 		goTool(append([]string{"test", "-timeout=10m"}, others...)...),
-		goTool(append([]string{"test", "-timeout=30m", "-count=1", "-p=1", "-v"}, e2e...)...),
+		goTool(append([]string{"test", "-timeout=30m", "-count=1", "-p=1", "-v"}, alone...)...),
 	)
 	left, leftErr := before.Leftovers(context.WithoutCancel(ctx))
 	if len(left) > 0 {
