@@ -315,7 +315,7 @@ func TestRestartedBroker(t *testing.T) {
 	}
 	defer canary.Close()
 
-	b.kill()
+	b.Kill()
 	if err, ok := <-canary.Done(); !ok || err == nil {
 		t.Fatal("the canary did not tell of a broker that died")
 	}

@@ -4,24 +4,26 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"os"
 	"sync"
 	"testing"
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/xivo-mesh/packer-plugin-xivo/test/lab/server"
 )
 
-// realBus is access to the broker that XIVO_AMQP_URL names.
+// realBus is a bus on a real broker, once that takes messages.
 func realBus(t *testing.T) (*bus, *logged) {
 	t.Helper()
-	url := os.Getenv("XIVO_AMQP_URL")
-	if url == "" {
-		t.Skip("needs a broker: set XIVO_AMQP_URL")
-	}
+	broker := server.RabbitMQ(t, "127.0.0.1")
+	broker.Start(t, "[].\n")
 	log, said := newLog(t)
-	b := &bus{url: url, exchange: "xivo", log: log}
+	b := &bus{url: broker.AMQP, exchange: "xivo", log: log}
 	t.Cleanup(b.close)
+	eventually(t, "the broker takes messages", func() bool {
+		return b.publish(t.Context(), "not.heard", busMessage{Name: "n", Data: json.RawMessage(`{}`)}) == nil
+	})
 	return b, said
 }
 

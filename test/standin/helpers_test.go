@@ -66,9 +66,9 @@ func newLog(t *testing.T) (*slog.Logger, *logged) {
 // eventually waits until what it is told holds.
 func eventually(t *testing.T, what string, holds func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); !holds(); time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); !holds(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("waited 10s: %s", what)
+			t.Fatalf("waited a minute: %s", what)
 		}
 	}
 }
