@@ -84,12 +84,16 @@ func test(ctx context.Context, maker *recipe.Maker, stdout io.Writer) error {
 	if err != nil {
 		return err
 	}
+	packer, err := maker.Tool(ctx, "packer")
+	if err != nil {
+		return err
+	}
 	before, err := lab.TakeFootprint(ctx)
 	if err != nil {
 		return err
 	}
 
-	env := append(os.Environ(), "XIVO_LAB=1", "XIVO_SERVER_ROOT="+filepath.Join(base, "root"), "XIVO_CONSUL="+consul)
+	env := append(os.Environ(), "XIVO_LAB=1", "XIVO_SERVER_ROOT="+filepath.Join(base, "root"), "XIVO_CONSUL="+consul, "XIVO_PACKER="+packer)
 	goTool := func(args ...string) error {
 		cmd := exec.CommandContext(ctx, "go", args...)
 		cmd.Dir, cmd.Env = maker.Repo, env

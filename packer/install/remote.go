@@ -1,0 +1,151 @@
+package install
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"regexp"
+	"strings"
+
+	packersdk "github.com/hashicorp/packer-plugin-sdk/packer"
+)
+
+// remote runs commands in the machine as root.
+type remote struct {
+	ui   packersdk.Ui
+	comm packersdk.Communicator
+	sudo bool
+}
+
+// exitError is a command that ran and failed.
+type exitError struct {
+	command string
+	status  int
+	said    string // its standard error; "" when that was shown as it came
+}
+
+func (e *exitError) Error() string {
+	text := fmt.Sprintf("%s: exit status %d", e.command, e.status)
+	if e.said != "" {
+		text += ": " + e.said
+	}
+	return text
+}
+
+// run shows what the command prints. Nothing can be asked of anybody: standard
+// input is empty, even where the connection has a terminal.
+func (m *remote) run(ctx context.Context, argv ...string) error {
+	cmd := &packersdk.RemoteCmd{Command: m.commandLine(argv) + " </dev/null"}
+	if err := cmd.RunWithUi(ctx, m.comm, m.ui); err != nil {
+		return failed(ctx, cmd, err)
+	}
+	return check(cmd, "")
+}
+
+// output returns what the command prints. When ctx ends first, the command is
+// left to itself: not every connection can end one.
+func (m *remote) output(ctx context.Context, argv ...string) (string, error) {
+	var stdout, stderr bytes.Buffer
+	cmd := &packersdk.RemoteCmd{Command: m.commandLine(argv), Stdout: &stdout, Stderr: &stderr}
+	if err := m.comm.Start(ctx, cmd); err != nil {
+		return "", failed(ctx, cmd, err)
+	}
+	exited := make(chan struct{})
+	go func() {
+		cmd.Wait()
+		close(exited)
+	}()
+	select {
+	case <-exited:
+	case <-ctx.Done():
+		return "", failed(ctx, cmd, ctx.Err())
+	}
+	return stdout.String(), check(cmd, strings.TrimSpace(stderr.String()))
+}
+
+// read returns a file's content, or false when there is no such file. The
+// answer is a word rather than a status, which would be sudo's refusal as well.
+func (m *remote) read(ctx context.Context, path string) (string, bool, error) {
+	answer, err := m.output(ctx, "sh", "-c", `test -e "$1" && echo there || echo absent`, "sh", path)
+	if err != nil {
+		return "", false, err
+	}
+	switch strings.TrimSpace(answer) {
+	case "there":
+	case "absent":
+		return "", false, nil
+	default:
+		return "", false, fmt.Errorf("whether there is a %s: unexpected answer %q", path, answer)
+	}
+	content, err := m.output(ctx, "cat", path)
+	if err != nil {
+		return "", false, err
+	}
+	// A connection with a terminal adds carriage returns.
+	return strings.ReplaceAll(content, "\r\n", "\n"), true, nil
+}
+
+// readWord returns what a file says, without the white space around it. A file
+// that says nothing is an error.
+func (m *remote) readWord(ctx context.Context, path string) (string, bool, error) {
+	content, there, err := m.read(ctx, path)
+	word := strings.TrimSpace(content)
+	if there && word == "" {
+		return "", false, fmt.Errorf("%s is empty", path)
+	}
+	return word, there, err
+}
+
+// write fills a file, whose owner and mode it keeps; a new one is root's, 0644.
+func (m *remote) write(ctx context.Context, path, content string) error {
+	_, err := m.output(ctx, "sh", "-c", `umask 022 && printf %s "$1" >"$2"`, "sh", content, path)
+	if err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	return nil
+}
+
+func (m *remote) remove(ctx context.Context, paths ...string) error {
+	_, err := m.output(ctx, append([]string{"rm", "-f"}, paths...)...)
+	return err
+}
+
+func (m *remote) commandLine(argv []string) string {
+	if m.sudo {
+		argv = append([]string{"sudo", "-n"}, argv...)
+	}
+	quoted := make([]string, len(argv))
+	for i, word := range argv {
+		quoted[i] = quote(word)
+	}
+	return strings.Join(quoted, " ")
+}
+
+var plainWord = regexp.MustCompile(`^[A-Za-z0-9_@%+=:,./-]+$`)
+
+// quote makes one word of a shell's command line.
+func quote(word string) string {
+	if plainWord.MatchString(word) {
+		return word
+	}
+	return "'" + strings.ReplaceAll(word, "'", `'\''`) + "'"
+}
+
+// failed is the error of a command that could not be run to its end.
+func failed(ctx context.Context, cmd *packersdk.RemoteCmd, err error) error {
+	if ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
+	return fmt.Errorf("run %s: %w", cmd.Command, err)
+}
+
+func check(cmd *packersdk.RemoteCmd, said string) error {
+	switch status := cmd.ExitStatus(); status {
+	case 0:
+		return nil
+	case packersdk.CmdDisconnect:
+		return fmt.Errorf("%s: the connection was lost", cmd.Command)
+	default:
+		return &exitError{cmd.Command, status, said}
+	}
+}

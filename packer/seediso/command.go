@@ -1,0 +1,139 @@
+package seediso
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+
+	"github.com/google/uuid"
+
+	packersdk "github.com/hashicorp/packer-plugin-sdk/packer"
+)
+
+// What a clone on a command line gets: enough for a small XiVO.
+const (
+	memoryMiB = 2048
+	cpus      = 2
+)
+
+// disk is a disk image on this host.
+type disk struct {
+	path   string
+	format string // as QEMU calls it
+}
+
+// findDisk returns the first disk image of an artifact. A file is one by its
+// content: builders name them as they please.
+func findDisk(artifact packersdk.Artifact) (disk, bool) {
+	for _, name := range artifact.Files() {
+		if d, err := openDisk(name); err == nil && d.format != "" {
+			return d, true
+		}
+	}
+	return disk{}, false
+}
+
+// openDisk looks at the start of a file. Its format is "" if that is neither a
+// qcow2 image nor a disk with a boot sector.
+func openDisk(name string) (disk, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return disk{}, err
+	}
+	defer f.Close()
+	path, err := filepath.Abs(name)
+	if err != nil {
+		return disk{}, err
+	}
+	var start [512]byte
+	switch _, err := io.ReadFull(f, start[:]); {
+	case err != nil:
+		return disk{path: path}, nil // too short for a disk
+	case bytes.HasPrefix(start[:], []byte("QFI\xfb")):
+		return disk{path, "qcow2"}, nil
+	case start[510] == 0x55 && start[511] == 0xaa:
+		return disk{path, "raw"}, nil
+	}
+	return disk{path: path}, nil
+}
+
+// machine is a clone on a command line.
+type machine struct {
+	name   string
+	id     uuid.UUID // the DMI UUID, a second sign that it is another machine
+	disk   disk      // not written to: the clone gets a layer over it
+	layer  string
+	seed   string
+	bridge string
+}
+
+// uuids derives the DMI UUID from the instance id.
+var uuids = uuid.MustParse("5f1f3c0e-6a0a-4f0e-9b57-3f6f6e0c8a11")
+
+func newMachine(hostname, instance, seed, bridge string, d disk) machine {
+	return machine{
+		name:   hostname,
+		id:     uuid.NewSHA1(uuids, []byte(instance)),
+		disk:   d,
+		layer:  strings.TrimSuffix(seed, ".iso") + ".qcow2",
+		seed:   seed,
+		bridge: bridge,
+	}
+}
+
+// mac is the hardware address: QEMU would give the same to each machine.
+func (m machine) mac() string {
+	return fmt.Sprintf("52:54:00:%02x:%02x:%02x", m.id[0], m.id[1], m.id[2])
+}
+
+// createLayer makes the disk of the clone, unless the clone was there before.
+func (m machine) createLayer() string {
+	return shell("test", "-e", m.layer) + " || " + shell("qemu-img", "create", "-q", "-f", "qcow2", "-F", m.disk.format, "-b", m.disk.path, m.layer)
+}
+
+// The seed is a disk for both, since kernels for clouds lack the controllers of
+// CD-ROMs; cloud-init finds it by its label.
+
+// qemu boots the clone in the foreground, with its serial port as the console.
+func (m machine) qemu() string {
+	nic := "user"
+	if m.bridge != "" {
+		nic = "bridge,br=" + m.bridge
+	}
+	return shell("qemu-system-x86_64", "-name", m.name, "-uuid", m.id.String(),
+		"-machine", "pc", "-accel", "kvm", "-accel", "tcg", "-m", fmt.Sprint(memoryMiB), "-smp", fmt.Sprint(cpus),
+		"-drive", "file="+m.layer+",format=qcow2,if=virtio",
+		"-drive", "file="+m.seed+",format=raw,if=virtio,readonly=on",
+		"-nic", nic+",model=virtio-net-pci,mac="+m.mac(),
+		"-nographic")
+}
+
+// virtInstall hands the clone to libvirt.
+func (m machine) virtInstall() string {
+	network := "network=default"
+	if m.bridge != "" {
+		network = "bridge=" + m.bridge
+	}
+	return shell("virt-install", "--name", m.name, "--uuid", m.id.String(), "--import",
+		"--memory", fmt.Sprint(memoryMiB), "--vcpus", fmt.Sprint(cpus), "--os-variant", "generic",
+		"--disk", "path="+m.layer+",format=qcow2,bus=virtio",
+		"--disk", "path="+m.seed+",format=raw,bus=virtio,readonly=on",
+		"--network", network+",model=virtio,mac="+m.mac(),
+		"--noautoconsole")
+}
+
+var plainWord = regexp.MustCompile(`^[A-Za-z0-9_@%+=:,./-]+$`)
+
+// shell quotes the words for a shell.
+func shell(words ...string) string {
+	for i, w := range words {
+		if !plainWord.MatchString(w) {
+			words[i] = "'" + strings.ReplaceAll(w, "'", `'\''`) + "'"
+		}
+	}
+	return strings.Join(words, " ")
+}

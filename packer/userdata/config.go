@@ -1,0 +1,194 @@
+//go:generate go tool packer-sdc mapstructure-to-hcl2 -type Config,DirectoryConfig,ConsulConfig,FirewallConfig,Output
+
+package userdata
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	packersdk "github.com/hashicorp/packer-plugin-sdk/packer"
+	"github.com/hashicorp/packer-plugin-sdk/template/config"
+	"gopkg.in/yaml.v3"
+
+	"github.com/xivo-mesh/packer-plugin-xivo/cloudinit"
+)
+
+// Config is the document of a mesh in HCL. What is left out has the default of
+// the document.
+type Config struct {
+	// Any nodes of the mesh, each a host name or an IPv4 address; `[]` for the
+	// first node. A node that is itself among them skips itself, so that one
+	// document serves all.
+	Peers []string `mapstructure:"peers" required:"true"`
+	// The secret that the mesh shares, at least 16 characters. Take it from a
+	// variable that is `sensitive`: Packer then keeps it out of its output and
+	// logs, within `user_data`, too. Either this or `secret_file`.
+	Secret string `mapstructure:"secret"`
+	// A file on the node, with an absolute path, that holds the secret.
+	SecretFile string `mapstructure:"secret_file"`
+	// The secret that the mesh is moving away from.
+	PreviousSecret string `mapstructure:"previous_secret"`
+	// The IPv4 address at which the other nodes reach this one. Defaults to
+	// `auto`, which the node finds out at each boot.
+	Advertise string `mapstructure:"advertise"`
+	// The network interface whose IPv4 address it is, instead of `advertise`.
+	AdvertiseInterface string `mapstructure:"advertise_interface"`
+	// `auto`, `keep` or `regenerate`. Defaults to `auto`, which is right for
+	// images that `xivo-seal` made.
+	Identity string `mapstructure:"identity"`
+	// `mesh`, `ring` or `hub`. Defaults to `mesh`.
+	Topology string `mapstructure:"topology"`
+	// The peer in the middle of a `hub`.
+	Hub string `mapstructure:"hub"`
+	// How the contacts of other nodes are looked up.
+	Directory DirectoryConfig `mapstructure:"directory"`
+	// How Consul is interconnected.
+	Consul ConsulConfig `mapstructure:"consul"`
+	// Who reaches the ports that the mesh opens.
+	Firewall FirewallConfig `mapstructure:"firewall"`
+	// Carry the document in a `write_files` entry instead of the key `xivo`.
+	// It means the same; newer releases of cloud-init warn about a key that
+	// they do not know, and take this one without a word.
+	WriteFiles bool `mapstructure:"write_files"`
+}
+
+// DirectoryConfig is the block directory.
+type DirectoryConfig struct {
+	// The contexts that see the contacts of other nodes. Defaults to those that
+	// list the local users.
+	Contexts []string `mapstructure:"contexts"`
+	// Check the certificates of the peers. Defaults to false.
+	VerifyCertificate config.Trilean `mapstructure:"verify_certificate"`
+	// A file on the node with the authority to check them against.
+	CAFile string `mapstructure:"ca_file"`
+}
+
+// ConsulConfig is the block consul.
+type ConsulConfig struct {
+	// Encrypt the gossip. Defaults to true.
+	Encrypt config.Trilean `mapstructure:"encrypt"`
+}
+
+// FirewallConfig is the block firewall.
+type FirewallConfig struct {
+	// Open the ports of the mesh for the mesh only. Defaults to true.
+	Enabled config.Trilean `mapstructure:"enabled"`
+	// Guard the ports that XiVO had open before, too. Defaults to false.
+	Strict config.Trilean `mapstructure:"strict"`
+	// IPv4 addresses and networks that may reach them, too.
+	Allow []string `mapstructure:"allow"`
+}
+
+// unknown is what Packer puts in the place of a text that it does not know
+// yet, such as the output of a data source while it validates.
+const unknown = "<unknown>"
+
+// Prepare reads and checks the configuration. The error has every problem, by
+// the attribute's name in HCL, and never a secret. A configuration that is not
+// wholly known yet is checked when it is.
+func (c *Config) Prepare(raws ...any) error {
+	// Without interpolation: a secret may hold `{{`.
+	if err := config.Decode(c, &config.DecodeOpts{PluginType: "xivo.user-data"}, raws...); err != nil {
+		return err
+	}
+	for _, secret := range []string{c.Secret, c.PreviousSecret} {
+		if secret != "" && secret != unknown {
+			packersdk.LogSecretFilter.Set(secret)
+		}
+	}
+	if _, err := c.document(); err != nil && !c.isUnknown() {
+		return err
+	}
+	return nil
+}
+
+func (c *Config) isUnknown() bool {
+	return strings.Contains(string(c.yaml()), unknown)
+}
+
+// document is the accepted document. All rules are those of package cloudinit.
+func (c *Config) document() (*cloudinit.Config, error) {
+	if c.Advertise != "" && c.AdvertiseInterface != "" {
+		return nil, errors.New("advertise_interface: there is advertise, too, keep one of the two")
+	}
+	doc, err := cloudinit.Parse(c.yaml(), "user_data")
+	var bad *cloudinit.InvalidError
+	if !errors.As(err, &bad) {
+		return doc, err
+	}
+	var errs *packersdk.MultiError
+	for _, p := range bad.Problems {
+		errs = packersdk.MultiErrorAppend(errs, fmt.Errorf("%s: %s, %s", attribute(p.Path), p.What, inHCL.Replace(p.Do)))
+	}
+	return nil, errs
+}
+
+// attribute is the name in HCL of a value of the document.
+func attribute(path string) string {
+	path = strings.TrimPrefix(path, "xivo.")
+	if path == "advertise.interface" {
+		return "advertise_interface"
+	}
+	return path
+}
+
+// inHCL turns the advice that shows YAML.
+var inHCL = strings.NewReplacer(
+	"`peers: []`", "`peers = []`",
+	"`topology: hub`", "`topology = \"hub\"`",
+	"`verify_certificate: true`", "`verify_certificate = true`",
+	"or {interface: eth1}", "or set advertise_interface",
+	"write auto, or name contexts", "leave it out, or name contexts",
+)
+
+// yaml is the document as it was written in HCL, without what was left out.
+func (c *Config) yaml() []byte {
+	block := map[string]any{"version": cloudinit.FormatVersion}
+	if c.Peers != nil {
+		block["peers"] = c.Peers
+	}
+	for key, value := range map[string]string{
+		"secret": c.Secret, "secret_file": c.SecretFile, "previous_secret": c.PreviousSecret,
+		"advertise": c.Advertise, "identity": c.Identity, "topology": c.Topology, "hub": c.Hub,
+	} {
+		if value != "" {
+			block[key] = value
+		}
+	}
+	if c.AdvertiseInterface != "" {
+		block["advertise"] = map[string]any{"interface": c.AdvertiseInterface}
+	}
+
+	directory, consul, firewall := map[string]any{}, map[string]any{}, map[string]any{}
+	if c.Directory.Contexts != nil {
+		directory["contexts"] = c.Directory.Contexts
+	}
+	if c.Directory.CAFile != "" {
+		directory["ca_file"] = c.Directory.CAFile
+	}
+	if c.Firewall.Allow != nil {
+		firewall["allow"] = c.Firewall.Allow
+	}
+	setBool(directory, "verify_certificate", c.Directory.VerifyCertificate)
+	setBool(consul, "encrypt", c.Consul.Encrypt)
+	setBool(firewall, "enabled", c.Firewall.Enabled)
+	setBool(firewall, "strict", c.Firewall.Strict)
+	for key, value := range map[string]map[string]any{"directory": directory, "consul": consul, "firewall": firewall} {
+		if len(value) > 0 {
+			block[key] = value
+		}
+	}
+
+	out, err := yaml.Marshal(map[string]any{"xivo": block})
+	if err != nil {
+		panic(err) // impossible: texts, truths and lists of texts
+	}
+	return append([]byte("#cloud-config\n"), out...)
+}
+
+func setBool(to map[string]any, key string, value config.Trilean) {
+	if value != config.TriUnset {
+		to[key] = value.True()
+	}
+}
