@@ -21,6 +21,9 @@ type Node struct {
 	InstanceID string // empty: one made from the name
 	Address    netip.Addr
 	UserData   []byte // nil: none
+	// Disk is a machine that is off, of whose disk this one gets a copy instead
+	// of the image's: as when somebody clones a VM.
+	Disk *Machine
 }
 
 // Machine is one of the lab's machines.
@@ -50,6 +53,12 @@ func (l *Lab) Start(ctx context.Context, n Node) (*Machine, error) {
 	for _, d := range []string{root, upper, work, seed} {
 		if err := os.MkdirAll(l.sandbox.Path(d), 0o755); err != nil {
 			return nil, fmt.Errorf("lab: machine %s: %w", n.Name, err)
+		}
+	}
+	if n.Disk != nil {
+		from := filepath.Join(top, n.Disk.Name, "upper")
+		if err := l.sandbox.Run(ctx, "cp", "-a", from+"/.", upper); err != nil {
+			return nil, fmt.Errorf("lab: copy the disk of %s: %w", n.Disk.Name, err)
 		}
 	}
 	if err := l.sandbox.Run(ctx, "mount", "-t", "overlay", "-o",

@@ -55,13 +55,22 @@ type Node struct {
 
 // Boot switches on node n: a new clone of the image, with a seed that has an
 // instance id, a host name, an address and the document of all.
-func (m *Mesh) Boot(ctx context.Context, n int) (*Node, error) {
+func (m *Mesh) Boot(ctx context.Context, n int) (*Node, error) { return m.boot(ctx, n, nil) }
+
+// BootCopy switches on node n with a copy of the disk of another, which is off,
+// and with a seed of its own: as when somebody clones the VM of a node.
+func (m *Mesh) BootCopy(ctx context.Context, n int, of *Node) (*Node, error) {
+	return m.boot(ctx, n, of.Machine)
+}
+
+func (m *Mesh) boot(ctx context.Context, n int, disk *lab.Machine) (*Node, error) {
 	name := "node" + strconv.Itoa(n)
 	machine, err := m.Lab.Start(ctx, lab.Node{
 		Name:       name,
 		InstanceID: "iid-" + name,
 		Address:    Address(n),
 		UserData:   m.userData,
+		Disk:       disk,
 	})
 	if err != nil {
 		return nil, err
