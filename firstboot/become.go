@@ -46,7 +46,7 @@ func (n *Node) Begin(ctx context.Context, confirmed bool) (Action, string, error
 		}
 		// Consul may have run since the become was cut off, and begun anew as
 		// the original; the KV is in the export.
-		return action, why, n.Journal.drop(consulReset)
+		return action, why, n.Journal.redo(consulReset)
 	default:
 		return action, why, nil
 	}

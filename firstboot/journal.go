@@ -99,10 +99,12 @@ func (j *Journal) stamp(id string, s stampState) error {
 	return j.save()
 }
 
-// drop takes a step's stamp back, so that it is run again.
-func (j *Journal) drop(id string) error {
-	delete(j.Steps, id)
-	return j.save()
+// redo makes a step run again that was done; that it was once begun stays known.
+func (j *Journal) redo(id string) error {
+	if !j.Done(id) {
+		return nil
+	}
+	return j.stamp(id, running)
 }
 
 // Done says whether a step was stamped done.

@@ -81,12 +81,17 @@ func (n *Node) exportLive(ctx context.Context) error {
 	if err := os.Remove(file); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	wait, cancel := context.WithTimeout(ctx, time.Minute)
+	defer n.reset() // token and address are about to change
+	return n.exportKV(ctx)
+}
+
+// exportKV exports the KV of the Consul that runs.
+func (n *Node) exportKV(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	c, err := n.Consul(wait)
+	c, err := n.Consul(ctx)
 	if err != nil {
 		return err
 	}
-	defer n.reset() // token and address are about to change
-	return c.Export(wait, file)
+	return c.Export(ctx, n.Platform.Path(exportFile))
 }

@@ -37,12 +37,10 @@ func (n *Node) Run(ctx context.Context, p Phase) ([]Change, error) {
 			}
 		}
 
-		start := time.Now()
-		diff, err := s.run(ctx, n)
+		diff, err := n.runStep(ctx, p.Name, s, i+1, len(p.Steps))
 		if len(diff) > 0 {
 			changes = append(changes, Change{Step: id, Diff: diff})
 		}
-		n.Progress(Event{Phase: p.Name, Step: s.Name, N: i + 1, Of: len(p.Steps), Took: time.Since(start), Changes: diff, Err: err})
 		if err != nil {
 			return changes, err
 		}
@@ -57,6 +55,14 @@ func (n *Node) Run(ctx context.Context, p Phase) ([]Change, error) {
 		return changes, n.Journal.stamp(p.Name, done)
 	}
 	return changes, nil
+}
+
+// runStep runs one step and tells of it.
+func (n *Node) runStep(ctx context.Context, phase string, s Step, i, of int) ([]string, error) {
+	start := time.Now()
+	diff, err := s.run(ctx, n)
+	n.Progress(Event{Phase: phase, Step: s.Name, N: i, Of: of, Took: time.Since(start), Changes: diff, Err: err})
+	return diff, err
 }
 
 // Plan returns what Run would do, from the same steps, and changes nothing.

@@ -108,7 +108,7 @@ func (n *Node) Seal(ctx context.Context, o SealOptions) (*seal.Manifest, error) 
 		done := seal.Operation{Name: op.Name, Text: op.Text, Counterpart: op.Counterpart, Disabled: slices.Contains(o.Disable, op.Name)}
 		if !done.Disabled {
 			var err error
-			if done.Removed, err = n.seal(ctx, op, i+1, len(operations)); err != nil {
+			if done.Removed, err = n.runStep(ctx, "seal", op.Step, i+1, len(operations)); err != nil {
 				return nil, fmt.Errorf("seal: %w", err)
 			}
 		}
@@ -127,18 +127,11 @@ func (n *Node) SealLast(ctx context.Context, o SealOptions) error {
 		if slices.Contains(o.Disable, op.Name) {
 			continue
 		}
-		if _, err := n.seal(ctx, op, i+1, len(operations)); err != nil {
+		if _, err := n.runStep(ctx, "seal", op.Step, i+1, len(operations)); err != nil {
 			return fmt.Errorf("seal: %w", err)
 		}
 	}
 	return nil
-}
-
-func (n *Node) seal(ctx context.Context, op SealOperation, i, of int) ([]string, error) {
-	start := time.Now()
-	removed, err := op.run(ctx, n)
-	n.Progress(Event{Phase: "seal", Step: op.Name, N: i, Of: of, Took: time.Since(start), Changes: removed, Err: err})
-	return removed, err
 }
 
 // sealExport: an image that was sealed before has the export, and no Consul.
@@ -154,13 +147,7 @@ func sealExport(ctx context.Context, n *Node) (Resource, error) {
 			if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
 				return err
 			}
-			wait, cancel := context.WithTimeout(ctx, time.Minute)
-			defer cancel()
-			c, err := n.Consul(wait)
-			if err != nil {
-				return err
-			}
-			return c.Export(wait, file)
+			return n.exportKV(ctx)
 		},
 	}, nil
 }

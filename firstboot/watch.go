@@ -39,9 +39,8 @@ func (n *Node) Converge(ctx context.Context) (Status, []Change, error) {
 	var changes []Change
 	var errs []error
 	for i, s := range ConvergePhase.Steps {
-		start := time.Now()
 		stepCtx, cancel := context.WithTimeout(ctx, stepDeadline)
-		diff, err := s.run(stepCtx, n)
+		diff, err := n.runStep(stepCtx, ConvergePhase.Name, s, i+1, len(ConvergePhase.Steps))
 		cancel()
 		if len(diff) > 0 {
 			changes = append(changes, Change{Step: ConvergePhase.Name + "." + s.Name, Diff: diff})
@@ -49,7 +48,6 @@ func (n *Node) Converge(ctx context.Context) (Status, []Change, error) {
 		if err != nil {
 			errs = append(errs, err)
 		}
-		n.Progress(Event{Phase: ConvergePhase.Name, Step: s.Name, N: i + 1, Of: len(ConvergePhase.Steps), Took: time.Since(start), Changes: diff, Err: err})
 		if ctx.Err() != nil {
 			return before, changes, ctx.Err()
 		}
