@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -26,6 +27,9 @@ func (c *cli) runCommand() *cobra.Command {
 			"The document must say `identity: keep` (this server stays who it is) or `identity: regenerate` (it is a copy).",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if inUnit {
+				c.log = slog.New(&lineHandler{w: c.err}) // a person reads along
+			}
 			n, err := c.open()
 			if err != nil {
 				return err

@@ -5,6 +5,7 @@ import (
 	"io"
 	"os/exec"
 	"strings"
+	"time"
 )
 
 // Transient is a command as a transient systemd unit: it goes on when the
@@ -16,17 +17,26 @@ type Transient struct {
 	After []string
 }
 
-// Run starts the unit and waits for its end; what it prints goes to out. The
-// error is an *exec.ExitError with the command's own exit code. When ctx ends,
-// the waiting ends, not the unit.
+// Run starts the unit and waits for its end; what it prints goes to the journal,
+// and from there to out. Not straight to out: whoever listens there may go, and
+// that must not end After. The error is an *exec.ExitError with the command's
+// own exit code. When ctx ends, the waiting ends, not the unit.
 func (t Transient) Run(ctx context.Context, out io.Writer) error {
+	follow := exec.CommandContext(ctx, "journalctl", "--follow", "--lines=0", "--output=cat", "--unit="+t.Unit)
+	follow.Stdout = out
+	if err := follow.Start(); err != nil {
+		return err
+	}
 	args := []string{
-		"--unit=" + t.Unit, "--collect", "--quiet", "--wait", "--pipe",
+		"--unit=" + t.Unit, "--collect", "--quiet", "--wait",
 		"--property=ExecStopPost=" + strings.Join(t.After, " "),
 		"--property=TimeoutStopSec=10min",
 		"--",
 	}
-	cmd := exec.CommandContext(ctx, "systemd-run", append(args, t.Argv...)...)
-	cmd.Stdout, cmd.Stderr = out, out
-	return cmd.Run()
+	_, err := Run(ctx, "systemd-run", append(args, t.Argv...)...)
+	// What was printed last is on its way through the journal.
+	time.Sleep(time.Second)
+	follow.Process.Kill()
+	follow.Wait()
+	return err
 }
