@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
 
 	"github.com/xivo-mesh/packer-plugin-xivo/cloudinit"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/consul"
@@ -170,21 +171,25 @@ func kvExported(_ context.Context, n *Node) (Resource, error) {
 	}, nil
 }
 
-func hostname(ctx context.Context, n *Node) (Resource, error) {
-	db, err := n.DB(ctx)
-	if err != nil {
-		return nil, err
+// withDB opens a step's resource on XiVO's database.
+func withDB(open func(n *Node, db *pgx.Conn) Resource) func(context.Context, *Node) (Resource, error) {
+	return func(ctx context.Context, n *Node) (Resource, error) {
+		db, err := n.DB(ctx)
+		if err != nil {
+			return nil, err
+		}
+		return open(n, db), nil
 	}
-	return identity.Hostname(db, n.Platform, n.Identity().Hostname, ""), nil
 }
 
-func uuidInDatabase(ctx context.Context, n *Node) (Resource, error) {
-	db, err := n.DB(ctx)
-	if err != nil {
-		return nil, err
-	}
-	return identity.UUIDInDatabase(db, n.Identity().UUID), nil
-}
+var (
+	hostname = withDB(func(n *Node, db *pgx.Conn) Resource {
+		return identity.Hostname(db, n.Platform, n.Identity().Hostname, "")
+	})
+	uuidInDatabase = withDB(func(n *Node, db *pgx.Conn) Resource {
+		return identity.UUIDInDatabase(db, n.Identity().UUID)
+	})
+)
 
 func uuidInFiles(_ context.Context, n *Node) (Resource, error) {
 	if !n.Platform.Traits.UUIDInEnvironment {

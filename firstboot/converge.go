@@ -12,6 +12,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/consul"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/ctid"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/directory"
@@ -99,13 +101,9 @@ func registered(ctx context.Context, n *Node) (Resource, error) {
 	}), nil
 }
 
-func webService(ctx context.Context, n *Node) (Resource, error) {
-	db, err := n.DB(ctx)
-	if err != nil {
-		return nil, err
-	}
-	return directory.Account(db, n.Credentials().Account(), n.Credentials().DirectoryPassword()), nil
-}
+var webService = withDB(func(n *Node, db *pgx.Conn) Resource {
+	return directory.Account(db, n.Credentials().Account(), n.Credentials().DirectoryPassword())
+})
 
 func joinedWAN(ctx context.Context, n *Node) (Resource, error) {
 	c, err := n.Consul(ctx)

@@ -9,6 +9,8 @@ import (
 	"slices"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/xivo-mesh/packer-plugin-xivo/cloudinit"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/consul"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/directory"
@@ -152,13 +154,10 @@ func sealExport(ctx context.Context, n *Node) (Resource, error) {
 	}, nil
 }
 
-func sealDirectory(ctx context.Context, n *Node) (Resource, error) {
-	db, err := n.DB(ctx)
-	if err != nil {
-		return nil, err
-	}
-	return directory.Nothing(db), nil
-}
+var (
+	sealDirectory      = withDB(func(_ *Node, db *pgx.Conn) Resource { return directory.Nothing(db) })
+	sealUUIDInDatabase = withDB(func(_ *Node, db *pgx.Conn) Resource { return identity.UUIDInDatabase(db, placeholder) })
+)
 
 // sealBroker restarts a broker whose management is not up yet: XiVO leaves it
 // off, and federation's state can be read and removed through it only.
@@ -190,14 +189,6 @@ func (n *Node) sealedBroker(ctx context.Context) (*rabbitmq.Client, error) {
 		return nil, err
 	}
 	return n.Broker(ctx)
-}
-
-func sealUUIDInDatabase(ctx context.Context, n *Node) (Resource, error) {
-	db, err := n.DB(ctx)
-	if err != nil {
-		return nil, err
-	}
-	return identity.UUIDInDatabase(db, placeholder), nil
 }
 
 func sealUUIDInFiles(_ context.Context, n *Node) (Resource, error) {

@@ -215,15 +215,6 @@ func (c *Client) wait(ctx context.Context, what string, try func(context.Context
 	}
 }
 
-// KnownToken checks that the server lets our token write and read the KV, by
-// doing it. With a wrong token Consul may answer reads with "nothing there".
-func (c *Client) KnownToken(ctx context.Context) error {
-	if _, err := c.probe(ctx); err != nil {
-		return fmt.Errorf("consul: check the token: %w", err)
-	}
-	return c.removeProbe(ctx)
-}
-
 // probe writes a value of its own into the KV, reads it back and returns it.
 func (c *Client) probe(ctx context.Context) (string, error) {
 	value := rand.Text()

@@ -25,18 +25,17 @@ type Platform struct {
 // Paths of XiVO and Debian, relative to the root, that more than one package
 // needs. Sources: the facts on Consul, xivo-ctid and the UUID.
 const (
-	VersionFile       = "/usr/share/xivo/XIVO-VERSION"
-	OldVersionFile    = "/usr/share/pf-xivo/XIVO-VERSION"
-	ConsulConfigDir   = "/etc/consul/xivo"
-	ConsulDataDir     = "/var/lib/consul"
-	CertificateFile   = "/usr/share/xivo-certs/server.crt"
-	CertificateKey    = "/usr/share/xivo-certs/server.key"
-	CtidConfigDir     = "/etc/xivo-ctid/conf.d"
-	RabbitConfigDir   = "/etc/rabbitmq"
-	RabbitDataDir     = "/var/lib/rabbitmq"
-	StateDir          = "/var/lib/xivo-firstboot"
-	WizardMarkerFile  = "/var/lib/xivo/configured"
-	ServicesOffMarker = "/var/lib/xivo/disabled"
+	VersionFile      = "/usr/share/xivo/XIVO-VERSION"
+	OldVersionFile   = "/usr/share/pf-xivo/XIVO-VERSION"
+	ConsulConfigDir  = "/etc/consul/xivo"
+	ConsulDataDir    = "/var/lib/consul"
+	CertificateFile  = "/usr/share/xivo-certs/server.crt"
+	CertificateKey   = "/usr/share/xivo-certs/server.key"
+	CtidConfigDir    = "/etc/xivo-ctid/conf.d"
+	RabbitConfigDir  = "/etc/rabbitmq"
+	RabbitDataDir    = "/var/lib/rabbitmq"
+	StateDir         = "/var/lib/xivo-firstboot"
+	WizardMarkerFile = "/var/lib/xivo/configured"
 )
 
 // Path returns the place of an absolute path of the server below the root.
