@@ -44,7 +44,9 @@ func (c *cli) runCommand() *cobra.Command {
 			case firstboot.LeaveAlone, firstboot.Hold:
 				return exitError{exitWaiting, errors.New(why)}
 			}
-			if n.Platform.HasSystemd() && !inUnit && !n.Settled() {
+			// A copy's journal has settled too, as the original.
+			interrupts := action != firstboot.Unchanged || !n.Settled()
+			if n.Platform.HasSystemd() && !inUnit && interrupts {
 				return c.runInUnit(cmd.Context(), confirm)
 			}
 			return c.runHere(cmd.Context(), n, confirm)
