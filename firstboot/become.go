@@ -24,7 +24,7 @@ import (
 // Decide says what becomes of this node's identity, and why.
 func (n *Node) Decide(confirmed bool) (Action, string) {
 	return Decide(Found{
-		Sealed:    n.Sealed,
+		Sealed:    n.sealed(),
 		Journal:   n.Journal,
 		Instance:  n.Instance,
 		Document:  n.Config,
@@ -53,6 +53,11 @@ func (n *Node) Begin(ctx context.Context, confirmed bool) (Action, string, error
 	}
 	if n.DocumentErr != nil {
 		return action, why, n.DocumentErr
+	}
+	if n.Journal == nil {
+		if err := n.verifySeal(); err != nil {
+			return action, why, err
+		}
 	}
 	if n.Config == nil {
 		// A sealed image without a document must not run as the original did.

@@ -19,6 +19,7 @@ import (
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/platform"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/postgres"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/rabbitmq"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/seal"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/secret"
 )
 
@@ -47,7 +48,10 @@ type Node struct {
 	Instance    Instance
 	// Journal is nil until this machine became something.
 	Journal *Journal
-	Sealed  bool
+
+	// manifest is nil where no seal was; manifestErr is why it cannot be read.
+	manifest    *seal.Manifest
+	manifestErr error
 
 	members []mesh.Member
 	refused []mesh.Refusal
@@ -79,11 +83,7 @@ func Open(root string, log *slog.Logger) (*Node, error) {
 	if n.Journal, err = readJournal(p.Path(journalFile)); err != nil {
 		return nil, err
 	}
-	if _, err := os.Stat(p.Path(manifestFile)); err == nil {
-		n.Sealed = true
-	} else if !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("seal manifest: %w", err)
-	}
+	n.manifest, n.manifestErr = seal.ReadManifest(p.Path(manifestFile))
 	id, real := cloudinit.Instance(root)
 	if !real {
 		id = ""

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -86,54 +88,133 @@ func LastOperations() []SealOperation {
 // SealOptions are a person's choices.
 type SealOptions struct {
 	AllowConfigured bool
-	// Disable names operations to leave out.
-	Disable []string
+	// Enable names the only operations to do, all when it is empty; Disable names
+	// operations to leave out of those.
+	Enable, Disable []string
 	// Version is this program's.
 	Version string
+}
+
+// check refuses names of no operation.
+func (o SealOptions) check() error {
+	known := append(SealOperations(), LastOperations()...)
+	for _, name := range slices.Concat(o.Enable, o.Disable) {
+		if !slices.ContainsFunc(known, func(op SealOperation) bool { return op.Name == name }) {
+			return fmt.Errorf("seal: there is no operation %q: see `xivo-firstboot seal --list`", name)
+		}
+	}
+	return nil
+}
+
+func (o SealOptions) disabled(operation string) bool {
+	return len(o.Enable) > 0 && !slices.Contains(o.Enable, operation) || slices.Contains(o.Disable, operation)
 }
 
 // Seal takes every identity out of this machine, proves it, and writes the
 // manifest. Sealing again goes through the same operations, and finds nothing.
 func (n *Node) Seal(ctx context.Context, o SealOptions) (*seal.Manifest, error) {
-	operations := SealOperations()
-	for _, name := range o.Disable {
-		if !slices.ContainsFunc(append(operations, LastOperations()...), func(op SealOperation) bool { return op.Name == name }) {
-			return nil, fmt.Errorf("seal: there is no operation %q: see `xivo-firstboot seal --list`", name)
-		}
+	if err := o.check(); err != nil {
+		return nil, err
 	}
 	if n.Platform.WizardPassed() && !o.AllowConfigured {
 		return nil, errors.New("seal: this XiVO has passed its wizard, so its IP is in netiface, provd and DHCP, and a clone would carry it; seal before the wizard, or say --allow-configured")
 	}
-
 	m := &seal.Manifest{Format: 1, At: time.Now().UTC(), Firstboot: o.Version, XiVO: n.Platform.Version.String(), Files: map[string]string{}}
-	for i, op := range operations {
-		done := seal.Operation{Name: op.Name, Text: op.Text, Counterpart: op.Counterpart, Disabled: slices.Contains(o.Disable, op.Name)}
-		if !done.Disabled {
-			var err error
-			if done.Removed, err = n.runStep(ctx, "seal", op.Step, i+1, len(operations)); err != nil {
+	var err error
+	if m.Operations, err = n.runSeal(ctx, o, SealOperations()); err != nil {
+		return nil, err
+	}
+	if m.Proved("units") {
+		for _, path := range installedFiles() {
+			if m.Files[path], err = n.sum(path); err != nil {
 				return nil, fmt.Errorf("seal: %w", err)
 			}
 		}
-		m.Operations = append(m.Operations, done)
 	}
-	for _, f := range imageFiles(n.Platform) {
-		m.Files[f.Path] = seal.Sum(f.Content)
+	if m.KV, err = n.sum(exportFile); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("seal: %w", err)
 	}
 	return m, n.writeState(manifestFile, m)
 }
 
-// SealLast ends a seal.
+// SealLast ends a seal, and says so in the manifest that stays in the image.
 func (n *Node) SealLast(ctx context.Context, o SealOptions) error {
-	operations := LastOperations()
+	if err := o.check(); err != nil {
+		return err
+	}
+	if n.manifest == nil {
+		return errors.Join(errors.New("seal: there is no seal to end: run `xivo-firstboot seal` first"), n.manifestErr)
+	}
+	operations, err := n.runSeal(ctx, o, LastOperations())
+	if err != nil {
+		return err
+	}
+	n.manifest.Operations = slices.DeleteFunc(n.manifest.Operations, func(was seal.Operation) bool {
+		return slices.ContainsFunc(operations, func(now seal.Operation) bool { return now.Name == was.Name })
+	})
+	n.manifest.Operations = append(n.manifest.Operations, operations...)
+	return n.writeState(manifestFile, n.manifest)
+}
+
+// runSeal does the operations that a person wants, each with its proof.
+func (n *Node) runSeal(ctx context.Context, o SealOptions, operations []SealOperation) ([]seal.Operation, error) {
+	var all []seal.Operation
 	for i, op := range operations {
-		if slices.Contains(o.Disable, op.Name) {
-			continue
+		did := seal.Operation{Name: op.Name, Text: op.Text, Counterpart: op.Counterpart, Disabled: o.disabled(op.Name)}
+		if !did.Disabled {
+			var err error
+			if did.Removed, err = n.runStep(ctx, "seal", op.Step, i+1, len(operations)); err != nil {
+				return nil, fmt.Errorf("seal: %w", err)
+			}
 		}
-		if _, err := n.runStep(ctx, "seal", op.Step, i+1, len(operations)); err != nil {
-			return fmt.Errorf("seal: %w", err)
+		all = append(all, did)
+	}
+	return all, nil
+}
+
+// sealed says whether this machine is an image from which the XiVO UUID was
+// taken out. A manifest that cannot be read counts: whoever acts on it is told.
+func (n *Node) sealed() bool {
+	return n.manifestErr != nil || n.manifest != nil && n.manifest.Proved("uuid-database")
+}
+
+// verifySeal compares a sealed image with its manifest, before anything of it is
+// changed. What would lose data is an error; what somebody may have changed on
+// purpose since, in the image or in its copy, is told.
+func (n *Node) verifySeal() error {
+	m := n.manifest
+	if m == nil || n.manifestErr != nil {
+		return n.manifestErr
+	}
+	if m.KV != "" {
+		have, err := n.sum(exportFile)
+		if err != nil {
+			return fmt.Errorf("seal manifest: the export of Consul's KV cannot be read: %w", err)
+		}
+		if have != m.KV {
+			return fmt.Errorf("seal manifest: %s is not the export that the seal made: nothing was changed; copy the image anew", exportFile)
+		}
+	}
+	if v := n.Platform.Version.String(); v != m.XiVO {
+		n.Log.Warn("XiVO was upgraded in the image after the seal", "sealed", m.XiVO, "now", v)
+	}
+	for _, path := range slices.Sorted(maps.Keys(m.Files)) {
+		if have, err := n.sum(path); err != nil || have != m.Files[path] {
+			n.Log.Warn("a file is not as the seal installed it", "file", path)
+		}
+	}
+	for _, op := range LastOperations() {
+		if !m.Proved(op.Name) {
+			n.Log.Warn("the seal was not ended, so this image may have keys that other machines have", "operation", op.Name)
 		}
 	}
 	return nil
+}
+
+// sum is the SHA-256 of a file of this machine.
+func (n *Node) sum(path string) (string, error) {
+	content, err := os.ReadFile(n.Platform.Path(path))
+	return seal.Sum(content), err
 }
 
 // sealExport: an image that was sealed before has the export, and no Consul.
@@ -286,6 +367,15 @@ func sealLogs(_ context.Context, n *Node) (Resource, error) {
 		seal.Gone(n.Platform, "/var/log/*.gz", "/var/log/*.[0-9]", "/var/log/*/*.gz", "/var/log/*/*.[0-9]", "/var/log/journal/*", "/var/backups/xivo/*"),
 		seal.Emptied(n.Platform, "/var/log/xivo-*.log", "/var/log/*/xivo*.log", "/var/log/syslog", "/var/log/daemon.log", "/var/log/auth.log", "/var/log/messages", "/var/log/wtmp", "/var/log/btmp", "/var/log/lastlog"),
 	}, nil
+}
+
+// installedFiles are the paths of what `installed` puts into the image.
+func installedFiles() []string {
+	paths := []string{BinaryPath}
+	for _, f := range cloudinit.ImageFiles() {
+		paths = append(paths, f.Path)
+	}
+	return paths
 }
 
 func imageFiles(p *platform.Platform) []seal.File {

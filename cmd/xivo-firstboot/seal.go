@@ -19,7 +19,8 @@ func (c *cli) sealCommand() *cobra.Command {
 		Short: "Take every identity out of this machine, before an image is made of it",
 		Long: "Run inside the machine that is baked, as its last provisioner. Each operation is proved after it.\n" +
 			"The manifest of what was done stays in the image and can be fetched; `seal --last` then removes the\n" +
-			"SSH keys that the connection itself needs.",
+			"SSH keys that the connection itself needs. Sealing again repeats every proof, tells what it found\n" +
+			"and takes it out; on a sealed machine it changes nothing.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if list {
@@ -50,7 +51,8 @@ func (c *cli) sealCommand() *cobra.Command {
 	f.BoolVar(&list, "list", false, "list the operations")
 	f.BoolVar(&last, "last", false, "end a seal: remove the SSH host keys and the build's key")
 	f.BoolVar(&o.AllowConfigured, "allow-configured", false, "seal a XiVO that has passed its wizard")
-	f.StringSliceVar(&o.Disable, "disable", nil, "operations to leave out")
+	f.StringSliceVar(&o.Enable, "enable", nil, "do these operations only")
+	f.StringSliceVar(&o.Disable, "disable", nil, "operations to leave out: what they would take out is then in every clone")
 	return cmd
 }
 

@@ -5,42 +5,15 @@ package seal
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
-	"time"
 
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/platform"
 )
-
-// Manifest is what a seal did. It goes home with the build, and stays in the
-// image, where its presence says that the image is sealed.
-type Manifest struct {
-	Format     int         `json:"format"`
-	At         time.Time   `json:"at"`
-	Firstboot  string      `json:"firstboot_version"`
-	XiVO       string      `json:"xivo_version"`
-	Operations []Operation `json:"operations"`
-	// Files are the SHA-256 sums of what the seal installed.
-	Files map[string]string `json:"files"`
-}
-
-// Operation is one line of the manifest.
-type Operation struct {
-	Name string `json:"name"`
-	Text string `json:"text"`
-	// Counterpart is what gives a clone its own at the first boot.
-	Counterpart string `json:"counterpart"`
-	// Removed is what was found and taken out.
-	Removed []string `json:"removed,omitempty"`
-	// Disabled: left out on request, so nothing is proved.
-	Disabled bool `json:"disabled,omitempty"`
-}
 
 // Gone is the absence of all files that match the patterns; a folder that
 // matches goes with what is in it.
@@ -195,10 +168,4 @@ func (l Link) Apply(context.Context) error {
 		return err
 	}
 	return os.Symlink(l.Target, name)
-}
-
-// Sum is the SHA-256 of a content, in hex.
-func Sum(content []byte) string {
-	sum := sha256.Sum256(content)
-	return hex.EncodeToString(sum[:])
 }

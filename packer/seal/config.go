@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 
 	"github.com/hashicorp/packer-plugin-sdk/common"
 	packersdk "github.com/hashicorp/packer-plugin-sdk/packer"
@@ -26,6 +27,9 @@ type Config struct {
 	// Seal a XiVO that has passed its wizard. Its IP address is then in places
 	// that every clone will share; without this, such a machine is refused.
 	AllowConfigured bool `mapstructure:"allow_configured"`
+	// The only operations to do: see `xivo-firstboot seal --list`. Defaults to
+	// all of them.
+	Enable []string `mapstructure:"enable"`
 	// Operations to leave out: see `xivo-firstboot seal --list`. What they would
 	// have taken out is then in every clone.
 	Disable []string `mapstructure:"disable"`
@@ -72,7 +76,7 @@ func (c *Config) Prepare(raws ...any) error {
 	case len(embedded.Architectures()) == 0:
 		fail("firstboot_binary is required: this plugin was built without xivo-firstboot")
 	}
-	for _, name := range c.Disable {
+	for _, name := range slices.Concat(c.Enable, c.Disable) {
 		if !operationName.MatchString(name) {
 			fail("%q is not the name of an operation: see xivo-firstboot seal --list", name)
 		}

@@ -20,6 +20,7 @@ type FlatConfig struct {
 	PackerSensitiveVars []string          `mapstructure:"packer_sensitive_variables" cty:"packer_sensitive_variables" hcl:"packer_sensitive_variables"`
 	FirstbootBinary     *string           `mapstructure:"firstboot_binary" cty:"firstboot_binary" hcl:"firstboot_binary"`
 	AllowConfigured     *bool             `mapstructure:"allow_configured" cty:"allow_configured" hcl:"allow_configured"`
+	Enable              []string          `mapstructure:"enable" cty:"enable" hcl:"enable"`
 	Disable             []string          `mapstructure:"disable" cty:"disable" hcl:"disable"`
 	ManifestFile        *string           `mapstructure:"manifest_file" cty:"manifest_file" hcl:"manifest_file"`
 	Sudo                *bool             `mapstructure:"sudo" cty:"sudo" hcl:"sudo"`
@@ -47,6 +48,7 @@ func (*FlatConfig) HCL2Spec() map[string]hcldec.Spec {
 		"packer_sensitive_variables": &hcldec.AttrSpec{Name: "packer_sensitive_variables", Type: cty.List(cty.String), Required: false},
 		"firstboot_binary":           &hcldec.AttrSpec{Name: "firstboot_binary", Type: cty.String, Required: false},
 		"allow_configured":           &hcldec.AttrSpec{Name: "allow_configured", Type: cty.Bool, Required: false},
+		"enable":                     &hcldec.AttrSpec{Name: "enable", Type: cty.List(cty.String), Required: false},
 		"disable":                    &hcldec.AttrSpec{Name: "disable", Type: cty.List(cty.String), Required: false},
 		"manifest_file":              &hcldec.AttrSpec{Name: "manifest_file", Type: cty.String, Required: false},
 		"sudo":                       &hcldec.AttrSpec{Name: "sudo", Type: cty.Bool, Required: false},

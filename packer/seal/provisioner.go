@@ -61,16 +61,20 @@ func (p *Provisioner) Provision(ctx context.Context, ui packersdk.Ui, comm packe
 		return fmt.Errorf("xivo-seal: bring the manifest home: %w", err)
 	}
 	ui.Say("The manifest of the seal is in " + p.config.ManifestFile)
-	if err := m.run(ctx, cloudinit.BinaryPath, "seal", "--last"); err != nil {
+	if err := m.run(ctx, p.sealCommand("--last")...); err != nil {
 		return fmt.Errorf("xivo-seal: %w (the machine still has the keys of this build: make no image of it)", err)
 	}
 	return nil
 }
 
-func (p *Provisioner) sealCommand() []string {
-	argv := []string{cloudinit.BinaryPath, "seal"}
+// sealCommand is a part of the seal with what the user chose for all of it.
+func (p *Provisioner) sealCommand(part ...string) []string {
+	argv := append([]string{cloudinit.BinaryPath, "seal"}, part...)
 	if p.config.AllowConfigured {
 		argv = append(argv, "--allow-configured")
+	}
+	for _, name := range p.config.Enable {
+		argv = append(argv, "--enable", name)
 	}
 	for _, name := range p.config.Disable {
 		argv = append(argv, "--disable", name)

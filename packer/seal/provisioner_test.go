@@ -74,9 +74,10 @@ func TestProvision(t *testing.T) {
 			want:    []string{upload, install, remove, seal, fetch, last},
 		}, {
 			name:     "what a person chose",
-			settings: settings{"allow_configured": true, "disable": []string{"two", "three-4"}},
+			settings: settings{"allow_configured": true, "enable": []string{"one"}, "disable": []string{"two", "three-4"}},
 			machine:  machine{manifest: `{}`},
-			want:     []string{upload, install, remove, seal + " --allow-configured --disable two --disable three-4", fetch, last},
+			want: []string{upload, install, remove, seal + " --allow-configured --enable one --disable two --disable three-4",
+				fetch, last + " --allow-configured --enable one --disable two --disable three-4"},
 		}, {
 			name:     "as another user",
 			settings: settings{"sudo": true},
