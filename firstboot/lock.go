@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"syscall"
 )
@@ -14,7 +13,9 @@ import (
 var ErrBusy = errors.New("busy")
 
 // Lock makes this process the one that may change the node. The kernel gives
-// the lock back when the process ends, however it ends.
+// the lock back when the process ends, however it ends, and knows who has it:
+// nothing that was written down can be stale. What another process did since
+// Open is read again: two that start together decide on one identity.
 func (n *Node) Lock() error {
 	name := n.Platform.Path(lockFile)
 	if err := os.MkdirAll(filepath.Dir(name), 0o700); err != nil {
@@ -24,19 +25,28 @@ func (n *Node) Lock() error {
 	if err != nil {
 		return err
 	}
-	err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
-	if errors.Is(err, syscall.EWOULDBLOCK) {
-		holder, _ := os.ReadFile(name)
+	err = syscall.FcntlFlock(f.Fd(), syscall.F_SETLK, &syscall.Flock_t{Type: syscall.F_WRLCK})
+	if errors.Is(err, syscall.EAGAIN) || errors.Is(err, syscall.EACCES) {
+		err = fmt.Errorf("%w: another xivo-firstboot is at work%s: wait for it, or see `xivo-firstboot status`", ErrBusy, holder(f))
 		f.Close()
-		return fmt.Errorf("%w: another xivo-firstboot is at work (pid %s): wait for it, or see `xivo-firstboot status`", ErrBusy, strings.TrimSpace(string(holder)))
+		return err
 	}
 	if err != nil {
 		f.Close()
 		return fmt.Errorf("lock %s: %w", name, err)
 	}
-	if err := f.Truncate(0); err == nil {
-		_, err = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
-	}
 	n.lock = f
+	n.Journal, err = readJournal(n.Platform.Path(journalFile))
 	return err
+}
+
+// holder tells of the process that has the lock; "" when it just ended.
+func holder(f *os.File) string {
+	lock := syscall.Flock_t{Type: syscall.F_WRLCK}
+	if err := syscall.FcntlFlock(f.Fd(), syscall.F_GETLK, &lock); err != nil || lock.Type == syscall.F_UNLCK {
+		return ""
+	}
+	// No secret is ever in an argument of ours.
+	command, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", lock.Pid))
+	return fmt.Sprintf(" (pid %d: %s)", lock.Pid, strings.TrimSpace(strings.ReplaceAll(string(command), "\x00", " ")))
 }

@@ -52,6 +52,7 @@ func (n *Node) Run(ctx context.Context, p Phase) ([]Change, error) {
 		}
 	}
 	if p.Once {
+		failpoint(p.Name, beforeDone)
 		return changes, n.Journal.stamp(p.Name, done)
 	}
 	return changes, nil
@@ -60,7 +61,11 @@ func (n *Node) Run(ctx context.Context, p Phase) ([]Change, error) {
 // runStep runs one step and tells of it.
 func (n *Node) runStep(ctx context.Context, phase string, s Step, i, of int) ([]string, error) {
 	start := time.Now()
-	diff, err := s.run(ctx, n)
+	id := phase + "." + s.Name
+	diff, err := s.run(ctx, n, id)
+	if err == nil {
+		failpoint(id, beforeDone)
+	}
 	n.Progress(Event{Phase: phase, Step: s.Name, N: i, Of: of, Took: time.Since(start), Changes: diff, Err: err})
 	return diff, err
 }

@@ -91,8 +91,19 @@ type Change struct {
 	Diff []string `json:"diff"`
 }
 
-// run brings one step's resource to what it should be and reads it again.
-func (s Step) run(ctx context.Context, n *Node) ([]string, error) {
+// boundary is a place of a step between two things that it does: where a power
+// cut leaves it begun and not done.
+type boundary string
+
+const (
+	beforeApply boundary = "before-apply"
+	afterApply  boundary = "after-apply"
+	beforeDone  boundary = "before-done" // all is as wanted, and the journal does not say so yet
+)
+
+// run brings one step's resource to what it should be and reads it again. The
+// step's id is its phase and its name.
+func (s Step) run(ctx context.Context, n *Node, id string) ([]string, error) {
 	r, err := s.Open(ctx, n)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", s.Name, err)
@@ -101,10 +112,12 @@ func (s Step) run(ctx context.Context, n *Node) ([]string, error) {
 	if len(diff) == 0 {
 		return nil, wrap(s.Name, err)
 	}
+	failpoint(id, beforeApply)
 	// What is known to differ does not wait for what could not be read.
 	if err := errors.Join(err, r.Apply(ctx)); err != nil {
 		return diff, wrap(s.Name, err)
 	}
+	failpoint(id, afterApply)
 	left, err := r.Diff(ctx)
 	if err != nil {
 		return diff, fmt.Errorf("%s: read again: %w", s.Name, err)

@@ -2,10 +2,13 @@
 package architecture
 
 import (
+	"bytes"
 	"encoding/json"
 	"io"
+	"os"
 	"os/exec"
 	"path"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -109,6 +112,24 @@ func TestTheFirstBootBinaryDoesNotLinkPacker(t *testing.T) {
 	for _, d := range p.Deps {
 		if strings.HasPrefix(d, "github.com/hashicorp/packer-plugin-sdk") {
 			t.Errorf("it links %s", d)
+		}
+	}
+}
+
+// Only a build that asks for it can be told to kill itself.
+func TestTheFirstBootBinaryHasNoFailpoints(t *testing.T) {
+	for tags, want := range map[string]bool{"": false, "failpoints": true} {
+		program := filepath.Join(t.TempDir(), "xivo-firstboot")
+		build := exec.CommandContext(t.Context(), "go", "build", "-tags="+tags, "-o", program, module+"/cmd/xivo-firstboot")
+		if out, err := build.CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		content, err := os.ReadFile(program)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := bytes.Contains(content, []byte("XIVO_FIRSTBOOT_FAILPOINTS")); got != want {
+			t.Errorf("with the build tags %q it has failpoints: %v", tags, got)
 		}
 	}
 }
