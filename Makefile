@@ -13,10 +13,10 @@ FIRSTBOOT_LDFLAGS := -s -w -X main.version=$(VERSION)
 LAB = go build -o dist/lab ./test/lab/cmd/lab && exec dist/lab
 
 .DEFAULT_GOAL := help
-.PHONY: help build test demo shell bench dist lint fmt generate clean
+.PHONY: help build test test-crash demo shell bench dist lint fmt generate clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
 build: ## the plugin and xivo-firstboot, for this machine, into dist/
 	GOOS=linux $(GO_BUILD) -ldflags '$(FIRSTBOOT_LDFLAGS)' -o packer/embedded/linux_$(ARCH)/xivo-firstboot ./cmd/xivo-firstboot
@@ -25,6 +25,9 @@ build: ## the plugin and xivo-firstboot, for this machine, into dist/
 
 test: ## all tests, on real machines too (root; installs what it needs)
 	@$(LAB) test
+
+test-crash: ## kill a first boot 200 times and more, at every step, and lose nothing
+	@$(LAB) crash
 
 demo: ## bake an image, clone three machines, watch them join (KEEP=1: and keep them running)
 	@go build -o dist/demo ./test/e2e/demo && exec dist/demo $(if $(KEEP),-keep)

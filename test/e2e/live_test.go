@@ -100,6 +100,21 @@ python3 -c 'import json, sys; print("\n".join(sorted(e["Key"] + " " + str(e["Val
 // program.
 func unsealed(t *testing.T) *lab.Machine {
 	t.Helper()
+	l := unsealedLab(t, "")
+	// With the host name that the XiVO has: another one would change with it.
+	m, err := l.Start(t.Context(), lab.Node{Name: "xivo", Address: scenario.Address(1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := m.WaitRunning(deadline(t, joinDeadline)); err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+// unsealedLab is a lab of such machines; the program is built with some tags.
+func unsealedLab(t *testing.T, tags string) *lab.Lab {
+	t.Helper()
 	maker, err := recipe.New(t.Output())
 	if err != nil {
 		t.Fatal(err)
@@ -109,7 +124,7 @@ func unsealed(t *testing.T) *lab.Machine {
 		t.Fatal(err)
 	}
 	root := t.TempDir()
-	build := exec.CommandContext(t.Context(), "go", "build", "-o", filepath.Join(root, "usr/local/sbin/xivo-firstboot"),
+	build := exec.CommandContext(t.Context(), "go", "build", "-tags="+tags, "-o", filepath.Join(root, "usr/local/sbin/xivo-firstboot"),
 		"github.com/xivo-mesh/packer-plugin-xivo/cmd/xivo-firstboot")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	for _, cmd := range []*exec.Cmd{
@@ -129,13 +144,5 @@ func unsealed(t *testing.T) *lab.Machine {
 			t.Error(err)
 		}
 	})
-	// With the host name that the XiVO has: another one would change with it.
-	m, err := l.Start(t.Context(), lab.Node{Name: "xivo", Address: scenario.Address(1)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := m.WaitRunning(deadline(t, joinDeadline)); err != nil {
-		t.Fatal(err)
-	}
-	return m
+	return l
 }

@@ -23,6 +23,7 @@ import (
 )
 
 const usage = `usage: lab test       go vet, all tests, and nothing left behind
+       lab crash      first boots that are killed a few hundred times
        lab bake       bake the image, when its sources changed, and say where it is
        lab shell N    a shell in machine N of a demo that is kept running
 `
@@ -54,6 +55,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	switch args[0] {
 	case "test":
 		return test(ctx, maker, stdout)
+	case "crash":
+		return crash(ctx, maker, stdout)
 	case "bake":
 		if err := maker.Host(ctx); err != nil {
 			return err
@@ -73,38 +76,13 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 // they fill two cores by themselves.
 func test(ctx context.Context, maker *recipe.Maker, stdout io.Writer) error {
 	start := time.Now()
-	if err := maker.Host(ctx); err != nil {
-		return err
-	}
-	base, err := maker.Base(ctx)
-	if err != nil {
-		return err
-	}
-	consul, err := maker.Tool(ctx, "consul")
-	if err != nil {
-		return err
-	}
-	packer, err := maker.Tool(ctx, "packer")
+	goTool, err := prepare(ctx, maker, stdout)
 	if err != nil {
 		return err
 	}
 	before, err := lab.TakeFootprint(ctx)
 	if err != nil {
 		return err
-	}
-
-	env := append(os.Environ(), "XIVO_LAB=1", "XIVO_SERVER_ROOT="+filepath.Join(base, "root"), "XIVO_CONSUL="+consul, "XIVO_PACKER="+packer)
-	goTool := func(args ...string) error {
-		cmd := exec.CommandContext(ctx, "go", args...)
-		cmd.Dir, cmd.Env = maker.Repo, env
-		cmd.Stdout, cmd.Stderr = stdout, os.Stderr
-		// go test passes it on, and tests clean up after themselves.
-		cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
-		cmd.WaitDelay = time.Minute
-		if err := cmd.Run(); err != nil {
-			return fmt.Errorf("go %s: %w", args[0], err)
-		}
-		return nil
 	}
 	if err := goTool("vet", "./..."); err != nil {
 		return err
@@ -133,6 +111,48 @@ func test(ctx context.Context, maker *recipe.Maker, stdout io.Writer) error {
 	}
 	fmt.Fprintf(stdout, "all tests passed and left nothing behind (%s)\n", time.Since(start).Round(time.Second))
 	return nil
+}
+
+// crash runs the one test that takes long when it is thorough.
+func crash(ctx context.Context, maker *recipe.Maker, stdout io.Writer) error {
+	goTool, err := prepare(ctx, maker, stdout)
+	if err != nil {
+		return err
+	}
+	return goTool("test", "-timeout=30m", "-count=1", "-v", "-run=^TestCrash$", "./test/e2e", "-kills=200")
+}
+
+// prepare makes what tests on machines and on real servers need, and returns
+// how to run the go command with it.
+func prepare(ctx context.Context, maker *recipe.Maker, stdout io.Writer) (goTool func(args ...string) error, err error) {
+	if err := maker.Host(ctx); err != nil {
+		return nil, err
+	}
+	base, err := maker.Base(ctx)
+	if err != nil {
+		return nil, err
+	}
+	consul, err := maker.Tool(ctx, "consul")
+	if err != nil {
+		return nil, err
+	}
+	packer, err := maker.Tool(ctx, "packer")
+	if err != nil {
+		return nil, err
+	}
+	env := append(os.Environ(), "XIVO_LAB=1", "XIVO_SERVER_ROOT="+filepath.Join(base, "root"), "XIVO_CONSUL="+consul, "XIVO_PACKER="+packer)
+	return func(args ...string) error {
+		cmd := exec.CommandContext(ctx, "go", args...)
+		cmd.Dir, cmd.Env = maker.Repo, env
+		cmd.Stdout, cmd.Stderr = stdout, os.Stderr
+		// go test passes it on, and tests clean up after themselves.
+		cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
+		cmd.WaitDelay = time.Minute
+		if err := cmd.Run(); err != nil {
+			return fmt.Errorf("go %s: %w", args[0], err)
+		}
+		return nil
+	}, nil
 }
 
 func packages(ctx context.Context, repo string) ([]string, error) {
