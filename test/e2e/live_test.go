@@ -115,27 +115,8 @@ func unsealed(t *testing.T) *lab.Machine {
 // unsealedLab is a lab of such machines; the program is built with some tags.
 func unsealedLab(t *testing.T, tags string) *lab.Lab {
 	t.Helper()
-	maker, err := recipe.New(t.Output())
-	if err != nil {
-		t.Fatal(err)
-	}
-	tar, err := maker.XiVO(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	root := t.TempDir()
-	build := exec.CommandContext(t.Context(), "go", "build", "-tags="+tags, "-o", filepath.Join(root, "usr/local/sbin/xivo-firstboot"),
-		"github.com/xivo-mesh/packer-plugin-xivo/cmd/xivo-firstboot")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	for _, cmd := range []*exec.Cmd{
-		exec.CommandContext(t.Context(), "tar", "--extract", "--xattrs", "--numeric-owner", "--file="+tar, "--directory="+root),
-		build,
-	} {
-		if out, err := cmd.CombinedOutput(); err != nil {
-			t.Fatalf("%s: %v: %s", cmd.Args[0], err, out)
-		}
-	}
-	l, err := lab.New(t.Context(), root)
+	debian, layers := xivo(t, recipe.Version, tags)
+	l, err := lab.New(t.Context(), debian, layers...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -145,4 +126,29 @@ func unsealedLab(t *testing.T, tags string) *lab.Lab {
 		}
 	})
 	return l
+}
+
+// xivo returns the folders of a root with a XiVO of that version and with our
+// program, built with some tags.
+func xivo(t *testing.T, version, tags string) (debian string, layers []string) {
+	t.Helper()
+	maker, err := recipe.New(t.Output())
+	if err != nil {
+		t.Fatal(err)
+	}
+	debian, layer, err := maker.XiVO(t.Context(), version)
+	if err != nil {
+		t.Fatal(err)
+	}
+	program := t.TempDir()
+	if err := os.Chmod(program, 0o755); err != nil { // it is a machine's /, too
+		t.Fatal(err)
+	}
+	build := exec.CommandContext(t.Context(), "go", "build", "-tags="+tags, "-o", filepath.Join(program, "usr/local/sbin/xivo-firstboot"),
+		"github.com/xivo-mesh/packer-plugin-xivo/cmd/xivo-firstboot")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("go build: %v: %s", err, out)
+	}
+	return debian, []string{layer, program}
 }

@@ -41,6 +41,7 @@ const (
 // Lab is a set of machines on one image.
 type Lab struct {
 	sandbox *machine.Sandbox
+	disk    string // the folders that every machine's disk begins as, in mount's notation
 
 	mu       sync.Mutex
 	machines map[string]*Machine
@@ -48,9 +49,13 @@ type Lab struct {
 
 // New makes a lab whose machines are copies of an image: a raw disk with a
 // partition table and the root on its first partition, or a folder with the
-// root itself. The image is only read. The caller ends the lab with Close.
-func New(ctx context.Context, image string) (_ *Lab, err error) {
-	l := &Lab{machines: map[string]*Machine{}}
+// root itself. Layers are folders that lie over it, each over the one before.
+// All of them are only read. The caller ends the lab with Close.
+func New(ctx context.Context, image string, layers ...string) (_ *Lab, err error) {
+	l := &Lab{disk: imageRoot, machines: map[string]*Machine{}}
+	for _, layer := range layers {
+		l.disk = layer + ":" + l.disk
+	}
 	if l.sandbox, err = machine.NewSandbox(ctx); err != nil {
 		return nil, err
 	}

@@ -62,7 +62,7 @@ func (l *Lab) Start(ctx context.Context, n Node) (*Machine, error) {
 		}
 	}
 	if err := l.sandbox.Run(ctx, "mount", "-t", "overlay", "-o",
-		"lowerdir="+imageRoot+",upperdir="+upper+",workdir="+work, "overlay", root); err != nil {
+		"lowerdir="+l.disk+",upperdir="+upper+",workdir="+work, "overlay", root); err != nil {
 		return nil, fmt.Errorf("lab: machine %s: %w", n.Name, err)
 	}
 	err := cloudinit.Seed(l.sandbox.Path(seed), cloudinit.SeedNode{

@@ -174,7 +174,7 @@ func (d *demo) tools(ctx context.Context) error {
 }
 
 func (d *demo) base(ctx context.Context) error {
-	_, err := d.maker.XiVO(ctx)
+	_, err := d.maker.XiVOTar(ctx, recipe.Version)
 	return err
 }
 

@@ -25,9 +25,10 @@ type Mesh struct {
 	userData []byte
 }
 
-// New makes an empty mesh on a baked image (a raw disk).
-func New(ctx context.Context, image string) (*Mesh, error) {
-	l, err := lab.New(ctx, image)
+// New makes an empty mesh on a baked image (a raw disk), or on the folders of a
+// root: see lab.New.
+func New(ctx context.Context, image string, layers ...string) (*Mesh, error) {
+	l, err := lab.New(ctx, image, layers...)
 	if err != nil {
 		return nil, err
 	}

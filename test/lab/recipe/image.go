@@ -32,7 +32,7 @@ func (m *Maker) image(ctx context.Context, anew bool) (Image, error) {
 	if err != nil {
 		return Image{}, err
 	}
-	source, err := m.XiVO(ctx)
+	source, err := m.XiVOTar(ctx, Version)
 	if err != nil {
 		return Image{}, err
 	}

@@ -1,16 +1,16 @@
 #!/bin/bash
-# Runs layout.sh in an overlay over a root and packs what results. Called as the
-# first process of mount, process, network and host name namespaces of its own,
-# so nothing of it outlives it. Arguments: the root, the folder to work in
-# (holds layout/, gets root.tar).
+# Runs layout.sh in an overlay over a root. Called as the first process of mount,
+# process, network and host name namespaces of its own, so nothing of it outlives
+# it. Arguments: the root, the folder to work in (holds layout/, gets layer/: what
+# the layout adds, to be laid over the root again).
 set -euo pipefail
 base=$1 work=$2
-mkdir "$work"/{upper,overlay,root}
+mkdir "$work"/{layer,overlay,root}
 root=$work/root
-mount -t overlay -o "lowerdir=$base,upperdir=$work/upper,workdir=$work/overlay" overlay "$root"
+mount -t overlay -o "lowerdir=$base,upperdir=$work/layer,workdir=$work/overlay" overlay "$root"
 
 cp -r "$work/layout/root/." "$root/"
-chmod 755 "$root"/usr/{bin,sbin}/{consul-wait-leader,xivo-*} 2>/dev/null || true
+chmod 755 "$root"/usr/{bin,sbin}/{consul,xivo}-* 2>/dev/null || true
 install -m 755 "$work/layout/bin/"* "$root/usr/bin/"
 
 mkdir "$root/layout"
@@ -23,6 +23,4 @@ install -d -o "$(chroot "$root" id -u postgres)" -g "$(chroot "$root" id -g post
 chroot "$root" env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin LANG=C.UTF-8 VERSION="$VERSION" /layout/layout.sh
 umount --recursive "$root"/{proc,dev,run,layout}
 rmdir "$root/layout"
-
-tar --create --file="$work/root.tar" --directory="$root" --one-file-system --numeric-owner --xattrs --xattrs-include='*' .
 umount "$root"
