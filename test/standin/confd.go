@@ -13,8 +13,9 @@ import (
 // Confd stands in for xivo-confd: who this XiVO is, and its users for the
 // directories of others.
 type Confd struct {
+	Release          Release
 	Database         string // DSN
-	HTTPS, HTTP      string // where to listen; 16.03: every address, and loopback only
+	HTTPS, HTTP      string // where to listen; XiVO: every address, and loopback only
 	Certificate, Key string // PEM files, read at start
 	Log              *slog.Logger
 }
@@ -26,30 +27,29 @@ func (c *Confd) Run(ctx context.Context, ready func([]net.Addr)) error {
 	if err != nil {
 		return err
 	}
-	handler := c.Handler()
 	return serve(ctx, "xivo-confd", ready,
-		endpoint{c.HTTPS, pair, handler},
-		endpoint{c.HTTP, nil, handler})
+		endpoint{c.HTTPS, pair, c.Handler("https")},
+		endpoint{c.HTTP, nil, c.Handler("http")})
 }
 
-// Handler answers the requests of both ports.
-func (c *Confd) Handler() http.Handler {
+// Handler answers the requests of a port, that of https or of http.
+func (c *Confd) Handler(scheme string) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /1.1/infos", c.infos)
 	mux.HandleFunc("GET /1.1/users", c.users)
-	return c.guarded(mux)
+	return c.guarded(mux, scheme == "http" || !c.Release.asksForPasswords())
 }
 
-// guarded lets a request in by xivo-confd's order of checks: from 127.0.0.1, on
-// either port; from an address that is, letter for letter, the host of an
+// guarded lets a request in by xivo-confd's order of checks: from 127.0.0.1,
+// where that is free; from an address that is, letter for letter, the host of an
 // enabled web-service user (a subnet or a name never matches); or with the
 // login and password of one. Access lists count for tokens only, and are not
 // looked at.
-func (c *Confd) guarded(next http.Handler) http.Handler {
+func (c *Confd) guarded(next http.Handler, free bool) http.Handler {
 	digest := newDigestGuard("xivo-confd", c.password)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		host, _, _ := net.SplitHostPort(r.RemoteAddr)
-		if host == "127.0.0.1" || c.hostAllowed(r.Context(), host) || digest.allows(r) {
+		if free && host == "127.0.0.1" || c.hostAllowed(r.Context(), host) || digest.allows(r) {
 			next.ServeHTTP(w, r)
 			return
 		}
@@ -100,8 +100,14 @@ func (c *Confd) infos(w http.ResponseWriter, r *http.Request) {
 
 // directoryUser is a user as the view "directory" shows it.
 type directoryUser struct {
+	oldDirectoryUser
+	UUID  string  `json:"uuid" db:"uuid"`
+	Email *string `json:"email" db:"email"`
+}
+
+// oldDirectoryUser is a user as it showed it in 15.20.
+type oldDirectoryUser struct {
 	ID          int     `json:"id" db:"id"`
-	UUID        string  `json:"uuid" db:"uuid"`
 	LineID      *int    `json:"line_id" db:"line_id"`
 	AgentID     *int    `json:"agent_id" db:"agent_id"`
 	Firstname   *string `json:"firstname" db:"firstname"`
@@ -112,7 +118,6 @@ type directoryUser struct {
 	Userfield   *string `json:"userfield" db:"userfield"`
 	Description *string `json:"description" db:"description"`
 	Context     *string `json:"context" db:"context"`
-	Email       *string `json:"email" db:"email"`
 }
 
 func (u directoryUser) matches(term string) bool {
@@ -153,10 +158,17 @@ func (c *Confd) users(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusInternalServerError, "the database did not answer")
 		return
 	}
-	items := []directoryUser{}
+	items := []any{}
 	for _, u := range all {
-		if u.matches(q.Get("search")) && (!q.Has("context") || value(u.Context) == q.Get("context")) {
+		if !c.Release.usersHaveUUIDs() {
+			u.Email = nil
+		}
+		switch {
+		case !u.matches(q.Get("search")) || q.Has("context") && value(u.Context) != q.Get("context"):
+		case c.Release.usersHaveUUIDs():
 			items = append(items, u)
+		default:
+			items = append(items, u.oldDirectoryUser)
 		}
 	}
 	answer(w, http.StatusOK, map[string]any{"total": len(items), "items": items})

@@ -22,7 +22,7 @@ func TestConfd(t *testing.T) {
 		dsn := fresh(t)
 		execute(t, dsn, statements...)
 		log, _ := newLog(t)
-		return dsn, (&Confd{Database: dsn, Log: log}).Handler()
+		return dsn, (&Confd{Release: xivo1603, Database: dsn, Log: log}).Handler("http")
 	}
 
 	t.Run("infos is the database's uuid, read every time", func(t *testing.T) {
@@ -74,6 +74,45 @@ func TestConfd(t *testing.T) {
 		}
 	})
 
+	t.Run("loopback gets in", func(t *testing.T) {
+		for name, c := range map[string]struct {
+			release Release
+			scheme  string
+			want    int
+		}{
+			"over HTTP":                   {xivo1603, "http", 200},
+			"over HTTPS":                  {xivo1603, "https", 200},
+			"over HTTPS in 16.15":         {Release{16, 15}, "https", 200},
+			"over HTTPS, not since 16.16": {xivo1616, "https", 401},
+			"over HTTP in 16.16":          {xivo1616, "http", 200},
+		} {
+			log, _ := newLog(t)
+			h := (&Confd{Release: c.release, Database: fresh(t), Log: log}).Handler(c.scheme)
+			if got, _ := get(t, from{"127.0.0.1", h}, "/1.1/infos"); got != c.want {
+				t.Errorf("%s: status %d, want %d", name, got, c.want)
+			}
+		}
+	})
+
+	t.Run("users of 15.20 have neither uuid nor email", func(t *testing.T) {
+		dsn := fresh(t)
+		execute(t, dsn, twoUsers)
+		log, _ := newLog(t)
+		h := (&Confd{Release: xivo1520, Database: dsn, Log: log}).Handler("https")
+		for search, want := range map[string]float64{"alice": 1, "a.example": 0} {
+			_, body := get(t, from{"127.0.0.1", h}, "/1.1/users?view=directory&search="+search)
+			if body["total"] != want {
+				t.Errorf("search for %q: %v results, want %v", search, body["total"], want)
+			}
+			for _, item := range body["items"].([]any) {
+				alice := item.(map[string]any)
+				if _, ok := alice["uuid"]; ok || alice["id"] != 1.0 || alice["exten"] != "1001" {
+					t.Errorf("%v", alice)
+				}
+			}
+		}
+	})
+
 	t.Run("users", func(t *testing.T) {
 		_, h := confd(t, twoUsers)
 		names := func(query string) (names []string) {
@@ -114,7 +153,7 @@ func TestConfd(t *testing.T) {
 	})
 
 	t.Run("listens with and without TLS", func(t *testing.T) {
-		c := &Confd{Database: fresh(t), HTTPS: "127.0.0.1:0", HTTP: "127.0.0.1:0"}
+		c := &Confd{Release: xivo1603, Database: fresh(t), HTTPS: "127.0.0.1:0", HTTP: "127.0.0.1:0"}
 		c.Certificate, c.Key = certificate(t)
 		c.Log, _ = newLog(t)
 		ctx, cancel := context.WithCancel(t.Context())

@@ -19,9 +19,10 @@ import (
 
 // consulClient speaks to the local agent.
 type consulClient struct {
-	base   string
-	token  string
-	client *http.Client
+	release Release
+	base    string
+	token   string
+	client  *http.Client
 }
 
 // catalogService is an entry of /v1/catalog/service.
@@ -31,7 +32,7 @@ type catalogService struct {
 	ServiceTags                            []string
 }
 
-func newConsulClient(c ctidConfig) (*consulClient, error) {
+func newConsulClient(release Release, c ctidConfig) (*consulClient, error) {
 	config := &tls.Config{}
 	switch verify := c.Consul.Verify.(type) {
 	case string:
@@ -52,9 +53,10 @@ func newConsulClient(c ctidConfig) (*consulClient, error) {
 		config.InsecureSkipVerify = !verify
 	}
 	return &consulClient{
-		base:   fmt.Sprintf("%s://%s:%d/v1/", c.Consul.Scheme, c.Consul.Host, c.Consul.Port),
-		token:  c.Consul.Token,
-		client: &http.Client{Transport: &http.Transport{TLSClientConfig: config}, Timeout: 20 * time.Second},
+		release: release,
+		base:    fmt.Sprintf("%s://%s:%d/v1/", c.Consul.Scheme, c.Consul.Host, c.Consul.Port),
+		token:   c.Consul.Token,
+		client:  &http.Client{Transport: &http.Transport{TLSClientConfig: config}, Timeout: 20 * time.Second},
 	}, nil
 }
 
@@ -103,10 +105,10 @@ func (c *consulClient) do(ctx context.Context, method, path string, query url.Va
 	return json.NewDecoder(resp.Body).Decode(into)
 }
 
-func (c *consulClient) register(ctx context.Context, s remoteService, ttl time.Duration) error {
+func (c *consulClient) register(ctx context.Context, s remoteService, check map[string]string) error {
 	return c.do(ctx, http.MethodPut, "agent/service/register", nil, map[string]any{
 		"ID": s.ID, "Name": s.Name, "Address": s.Address, "Port": s.Port, "Tags": s.Tags,
-		"Check": map[string]string{"TTL": ttl.String()},
+		"Check": check,
 	}, nil)
 }
 
@@ -120,14 +122,43 @@ func (c *consulClient) deregister(ctx context.Context, serviceID string) error {
 		c.do(ctx, http.MethodPut, "agent/service/deregister/"+serviceID, nil, nil, nil))
 }
 
+// asking is the client with which others are looked up.
+func (c *consulClient) asking() *consulClient {
+	if !c.release.asksWithoutToken() {
+		return c
+	}
+	anonymous := *c
+	anonymous.token = ""
+	return &anonymous
+}
+
 func (c *consulClient) datacenters(ctx context.Context) (names []string, err error) {
-	err = c.do(ctx, http.MethodGet, "catalog/datacenters", nil, nil, &names)
+	err = c.asking().do(ctx, http.MethodGet, "catalog/datacenters", nil, nil, &names)
 	return names, err
 }
 
-// services asks a datacenter with this node's own token, health left out of
-// account: as 16.03 does.
+// services asks a datacenter: with this node's own token, health left out of
+// account, or later without a token, for those that pass their checks.
 func (c *consulClient) services(ctx context.Context, name, datacenter string) (found []catalogService, err error) {
+	if c.release.asksWithoutToken() {
+		return c.passing(ctx, name, datacenter)
+	}
 	err = c.do(ctx, http.MethodGet, "catalog/service/"+name, url.Values{"dc": {datacenter}}, nil, &found)
+	return found, err
+}
+
+func (c *consulClient) passing(ctx context.Context, name, datacenter string) (found []catalogService, err error) {
+	var entries []struct {
+		Service struct {
+			ID, Service, Address string
+			Port                 int
+			Tags                 []string
+		}
+	}
+	err = c.asking().do(ctx, http.MethodGet, "health/service/"+name, url.Values{"dc": {datacenter}, "passing": {""}}, nil, &entries)
+	for _, e := range entries {
+		s := e.Service
+		found = append(found, catalogService{ServiceID: s.ID, ServiceName: s.Service, ServiceAddress: s.Address, ServicePort: s.Port, ServiceTags: s.Tags})
+	}
 	return found, err
 }

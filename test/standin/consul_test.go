@@ -44,7 +44,9 @@ func (d *consulDouble) serve(w http.ResponseWriter, r *http.Request) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.asked = append(d.asked, r.Method+" "+r.RequestURI)
-	if r.Header.Get("X-Consul-Token") != "t0ken" {
+	// Who has no token may read XiVO's services, and that only.
+	token, isLookup := r.Header.Get("X-Consul-Token"), strings.HasPrefix(r.URL.Path, "/v1/health/service/xivo-") || r.URL.Path == "/v1/catalog/datacenters"
+	if token != "t0ken" && (token != "" || !isLookup) {
 		http.Error(w, "ACL not found", http.StatusForbidden)
 		return
 	}
@@ -66,6 +68,13 @@ func (d *consulDouble) serve(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 		answer(w, 200, append([]catalogService{}, d.catalog[dc]...))
+	case strings.HasPrefix(path, "/v1/health/service/xivo-ctid"):
+		entries := []map[string]any{}
+		for _, s := range d.catalog[r.URL.Query().Get("dc")] {
+			entries = append(entries, map[string]any{"Service": map[string]any{
+				"ID": s.ServiceID, "Service": s.ServiceName, "Address": s.ServiceAddress, "Port": s.ServicePort, "Tags": s.ServiceTags}})
+		}
+		answer(w, 200, entries)
 	case path == "/v1/agent/service/register":
 		if !fails(&d.registerFails) {
 			var body map[string]any
@@ -101,9 +110,9 @@ func (d *consulDouble) count(prefix string) (n int) {
 	return n
 }
 
-func (d *consulDouble) client(t *testing.T) *consulClient {
+func (d *consulDouble) client(t *testing.T, r Release) *consulClient {
 	t.Helper()
-	c, err := newConsulClient(d.config)
+	c, err := newConsulClient(r, d.config)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -112,15 +121,15 @@ func (d *consulDouble) client(t *testing.T) *consulClient {
 
 func TestConsulIsKnownByItsCertificateAlone(t *testing.T) {
 	d := newConsulDouble(t)
-	if _, err := d.client(t).datacenters(t.Context()); err != nil {
+	if _, err := d.client(t, xivo1603).datacenters(t.Context()); err != nil {
 		t.Error(err)
 	}
 	d.config.Consul.Verify, _ = certificate(t)
-	if _, err := d.client(t).datacenters(t.Context()); err == nil || !strings.Contains(err.Error(), "certificate") {
+	if _, err := d.client(t, xivo1603).datacenters(t.Context()); err == nil || !strings.Contains(err.Error(), "certificate") {
 		t.Errorf("another certificate was taken: %v", err)
 	}
 	d.config.Consul.Verify = "/nonexistent/server.crt"
-	if _, err := newConsulClient(d.config); err == nil {
+	if _, err := newConsulClient(xivo1603, d.config); err == nil {
 		t.Error("a missing certificate is an error at start")
 	}
 }

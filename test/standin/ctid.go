@@ -25,12 +25,12 @@ import (
 // is a small one of JSON lines (see ctiClient), and that statuses are changed
 // by a client's command only, there being no telephones.
 type Ctid struct {
+	Release  Release
 	Config   string // the main file; conf.d is beside it
 	Database string // DSN: which users and lines exist
 	CTI      string // where clients connect
-	// UUID is this XiVO's identity. The real one takes it from the environment
-	// variable XIVO_UUID since 16.02, and so does not see a change of the
-	// database.
+	// UUID is what the environment variable XIVO_UUID says. Since 16.02 it is the
+	// identity, and a change of the database is not seen; before, nobody looks.
 	UUID   string
 	Stderr io.Writer // what configuration files could not be read is told here, and nowhere else
 	Log    *slog.Logger
@@ -43,6 +43,7 @@ type publisher interface {
 
 // ctid is a running one.
 type ctid struct {
+	release  Release
 	uuid     string
 	config   ctidConfig
 	database database
@@ -60,16 +61,22 @@ type ctid struct {
 // every client's connection drops. It calls ready with the addresses, HTTP
 // first and the clients' second, once both are open.
 func (c *Ctid) Run(ctx context.Context, ready func([]net.Addr)) error {
-	if c.UUID == "" {
+	if c.UUID == "" && c.Release.uuidInEnvironment() {
 		return errors.New("xivo-ctid stand-in: XIVO_UUID is not set: since 16.02 the identity comes from the environment (systemd's DefaultEnvironment)")
 	}
 	config, err := loadCtidConfig(c.Config, c.Stderr)
 	if err != nil {
 		return err
 	}
+	id := c.UUID
+	if !c.Release.uuidInEnvironment() {
+		if id, err = database(c.Database).uuid(ctx); err != nil {
+			return fmt.Errorf("xivo-ctid stand-in: %w", err)
+		}
+	}
 	bus := newBus(config, c.Log)
 	defer bus.close()
-	d, err := newCtid(c.UUID, config, database(c.Database), bus, c.Log)
+	d, err := newCtid(c.Release, id, config, database(c.Database), bus, c.Log)
 	if err != nil {
 		return err
 	}
@@ -99,13 +106,13 @@ func (c *Ctid) Run(ctx context.Context, ready func([]net.Addr)) error {
 	}, endpoint{listen, nil, d.handler()})
 }
 
-func newCtid(uuid string, config ctidConfig, db database, bus publisher, log *slog.Logger) (*ctid, error) {
-	consul, err := newConsulClient(config)
+func newCtid(release Release, uuid string, config ctidConfig, db database, bus publisher, log *slog.Logger) (*ctid, error) {
+	consul, err := newConsulClient(release, config)
 	if err != nil {
 		return nil, err
 	}
 	tracker := newTracker(consul, uuid, config.RestAPI.HTTP.Port, log)
-	d := &ctid{uuid: uuid, config: config, database: db, consul: consul, bus: bus, tracker: tracker, log: log, presence: map[int]string{}}
+	d := &ctid{release: release, uuid: uuid, config: config, database: db, consul: consul, bus: bus, tracker: tracker, log: log, presence: map[int]string{}}
 	for _, kind := range []resourceKind{userKind, endpointKind, agentKind} {
 		d.kinds = append(d.kinds, newNotifier(kind, tracker, log))
 	}
@@ -114,25 +121,25 @@ func newCtid(uuid string, config ctidConfig, db database, bus publisher, log *sl
 
 // service is what is registered: under a new random id at every start.
 func (d *ctid) service() (remoteService, error) {
-	address, err := d.config.advertised()
+	address, err := d.config.advertised(d.release)
 	if err != nil {
 		return remoteService{}, err
 	}
 	return remoteService{
 		Name: "xivo-ctid", ID: uuid.NewString(),
 		Address: address, Port: d.config.ServiceDiscovery.AdvertisePort,
-		Tags: d.config.tags(d.uuid),
+		Tags: d.config.tags(d.release, d.uuid),
 	}, nil
 }
 
-// discover registers the service and keeps its TTL check passing. It registers
-// once: when Consul forgets it later, nothing brings it back but a restart.
+// discover registers the service and keeps its TTL check passing, if it has one
+// (otherwise Consul does the checking). It registers once: when Consul forgets it later, nothing brings it back but a restart.
 // When the context ends it deregisters; a killed process stays registered.
 func (d *ctid) discover(ctx context.Context, s remoteService) {
 	sd := d.config.ServiceDiscovery
 	retry, refresh := seconds(sd.RetryInterval), seconds(sd.RefreshInterval)
 	for {
-		err := d.consul.register(ctx, s, seconds(sd.TTLInterval))
+		err := d.consul.register(ctx, s, d.config.check(d.release))
 		if err == nil {
 			break
 		}
@@ -144,7 +151,7 @@ func (d *ctid) discover(ctx context.Context, s remoteService) {
 	d.log.Info("registered on consul", "id", s.ID, "address", s.Address, "port", s.Port, "tags", s.Tags)
 	d.announce(ctx, "registered", s)
 
-	for {
+	for d.release.ttlCheck() {
 		wait := refresh
 		if err := d.consul.passTTL(ctx, s.ID); err != nil && ctx.Err() == nil {
 			d.log.Error("ttl pass failed", "err", err)
@@ -155,6 +162,7 @@ func (d *ctid) discover(ctx context.Context, s remoteService) {
 		}
 	}
 
+	<-ctx.Done()
 	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownGrace)
 	defer cancel()
 	if err := d.consul.deregister(last, s.ID); err != nil {

@@ -51,7 +51,7 @@ func newCtidTest(t *testing.T, uuid string, consul *consulDouble, b *busDouble, 
 	log, _ := newLog(t)
 	config := consul.config
 	config.RestAPI.HTTP.Port = 9495
-	d, err := newCtid(uuid, config, db, b, log)
+	d, err := newCtid(xivo1603, uuid, config, db, b, log)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -261,7 +261,7 @@ func TestDeregistrationIsForgotten(t *testing.T) {
 
 func TestCtidWithoutItsUUIDDoesNotStart(t *testing.T) {
 	log, _ := newLog(t)
-	err := (&Ctid{Log: log}).Run(t.Context(), func([]net.Addr) { t.Error("it did") })
+	err := (&Ctid{Release: xivo1603, Log: log}).Run(t.Context(), func([]net.Addr) { t.Error("it did") })
 	if err == nil || !strings.Contains(err.Error(), "XIVO_UUID") {
 		t.Errorf("error %v", err)
 	}
@@ -269,6 +269,11 @@ func TestCtidWithoutItsUUIDDoesNotStart(t *testing.T) {
 
 // start runs a ctid as a process would be, with a broker that is not there.
 func start(t *testing.T, consul *consulDouble, configure func(*ctidConfig)) (addresses []net.Addr, stop func()) {
+	t.Helper()
+	return startAs(t, Ctid{Release: xivo1603, UUID: uuidA}, consul, configure)
+}
+
+func startAs(t *testing.T, c Ctid, consul *consulDouble, configure func(*ctidConfig)) (addresses []net.Addr, stop func()) {
 	t.Helper()
 	config := consul.config
 	config.RestAPI.HTTP.Listen = "127.0.0.1"
@@ -289,7 +294,7 @@ func start(t *testing.T, consul *consulDouble, configure func(*ctidConfig)) (add
 	file := filepath.Join(t.TempDir(), "config.yml")
 	write(t, file, string(text))
 	log, _ := newLog(t)
-	c := &Ctid{Config: file, CTI: "127.0.0.1:0", UUID: uuidA, Stderr: &bytes.Buffer{}, Log: log}
+	c.Config, c.CTI, c.Stderr, c.Log = file, "127.0.0.1:0", &bytes.Buffer{}, log
 	ctx, cancel := context.WithCancel(t.Context())
 	up, done := make(chan []net.Addr, 1), make(chan error, 1)
 	go func() { done <- c.Run(ctx, func(a []net.Addr) { up <- a }) }()
@@ -331,6 +336,33 @@ func TestCtidRegistersKeepsItsTTLAndDeregisters(t *testing.T) {
 	}
 	if consul.count(pass+id) == 0 || consul.count("PUT /v1/agent/service/deregister/"+id) != 1 || consul.count("PUT /v1/agent/check/deregister/service:"+id) != 1 {
 		t.Errorf("service %s: asked %q", id, consul.asked)
+	}
+}
+
+func TestCtidOf1520LetsConsulCheckIt(t *testing.T) {
+	consul, b := newConsulDouble(t), &busDouble{}
+	d := newCtidTest(t, uuidA, consul, b, "")
+	d.release = xivo1520
+	d.config.ServiceDiscovery.AdvertiseAddress = "192.168.1.10"
+	d.config.ServiceDiscovery.CheckURL = "http://192.168.1.10:9495/0.1/infos"
+	d.config.ServiceDiscovery.CheckURLInterval, d.config.ServiceDiscovery.CheckURLTimeout = "300s", "10s"
+	d.config.ServiceDiscovery.RefreshInterval = 0.001
+	s, err := d.service()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { d.discover(ctx, s); close(done) }()
+	eventually(t, "announced", func() bool { b.mu.Lock(); defer b.mu.Unlock(); return len(b.sent) == 1 })
+	cancel()
+	<-done
+	want := map[string]any{"HTTP": "http://192.168.1.10:9495/0.1/infos", "Interval": "300s", "Timeout": "10s"}
+	if diff := cmp.Diff(want, consul.bodies["register"]["Check"]); diff != "" {
+		t.Error(diff)
+	}
+	if consul.count("PUT /v1/agent/check/pass/") != 0 || consul.count("PUT /v1/agent/service/deregister/"+s.ID) != 1 {
+		t.Errorf("asked %q", consul.asked)
 	}
 }
 
@@ -400,6 +432,24 @@ func TestClientsAreDroppedWhenCtidStops(t *testing.T) {
 
 func TestCtidAndTheDatabase(t *testing.T) {
 	fresh := servers(t, "16.03")
+	t.Run("the identity", func(t *testing.T) {
+		dsn := fresh(t)
+		execute(t, dsn, "UPDATE infos SET uuid = '"+uuidB+"'")
+		for name, c := range map[string]struct {
+			release Release
+			want    string
+		}{
+			"15.20 takes the database's":          {xivo1520, uuidB},
+			"16.01 does, too":                     {Release{16, 1}, uuidB},
+			"16.02 takes that of the environment": {Release{16, 2}, uuidA},
+		} {
+			addresses, stop := startAs(t, Ctid{Release: c.release, UUID: uuidA, Database: dsn}, newConsulDouble(t), nil)
+			if _, body := get(t, nil, "http://"+addresses[0].String()+"/0.1/infos"); body["uuid"] != c.want {
+				t.Errorf("%s: it is %v", name, body["uuid"])
+			}
+			stop()
+		}
+	})
 	t.Run("set and seen", func(t *testing.T) {
 		dsn := fresh(t)
 		execute(t, dsn, twoUsers)

@@ -40,9 +40,12 @@ type ctidConfig struct {
 		AdvertiseAddress string   `yaml:"advertise_address"`
 		Interface        string   `yaml:"advertise_address_interface"`
 		AdvertisePort    int      `yaml:"advertise_port"`
-		TTLInterval      float64  `yaml:"ttl_interval"`     // seconds
-		RefreshInterval  float64  `yaml:"refresh_interval"` // seconds
-		RetryInterval    float64  `yaml:"retry_interval"`   // seconds
+		CheckURL         string   `yaml:"check_url"`
+		CheckURLInterval string   `yaml:"check_url_interval"` // as Consul writes durations
+		CheckURLTimeout  string   `yaml:"check_url_timeout"`  // as Consul writes durations
+		TTLInterval      float64  `yaml:"ttl_interval"`       // seconds
+		RefreshInterval  float64  `yaml:"refresh_interval"`   // seconds
+		RetryInterval    float64  `yaml:"retry_interval"`     // seconds
 		ExtraTags        []string `yaml:"extra_tags"`
 	} `yaml:"service_discovery"`
 }
@@ -56,6 +59,9 @@ service_discovery:
   advertise_address: localhost
   advertise_address_interface: eth0
   advertise_port: 9495
+  check_url: http://localhost:9495/0.1/infos
+  check_url_interval: 300s
+  check_url_timeout: 10s
   ttl_interval: 30
   refresh_interval: 27
   retry_interval: 2
@@ -127,9 +133,9 @@ func mergeBelow(top, low map[string]any) {
 
 // advertised is the address to register: what is configured, letter for
 // letter, except "auto", which is the IPv4 address of the named interface.
-func (c ctidConfig) advertised() (string, error) {
+func (c ctidConfig) advertised(r Release) (string, error) {
 	sd := c.ServiceDiscovery
-	if sd.AdvertiseAddress != "auto" {
+	if sd.AdvertiseAddress != "auto" || !r.ttlCheck() {
 		return sd.AdvertiseAddress, nil
 	}
 	i, err := net.InterfaceByName(sd.Interface)
@@ -149,6 +155,19 @@ func (c ctidConfig) advertised() (string, error) {
 }
 
 // tags are what other XiVO find this one by.
-func (c ctidConfig) tags(uuid string) []string {
-	return append(slices.Clone(c.ServiceDiscovery.ExtraTags), uuid, "xivo-ctid")
+func (c ctidConfig) tags(r Release, uuid string) []string {
+	tags := slices.Clone(c.ServiceDiscovery.ExtraTags)
+	if !r.ttlCheck() {
+		return append(tags, "xivo-ctid", uuid)
+	}
+	return append(tags, uuid, "xivo-ctid")
+}
+
+// check is what Consul is to know the service's health by.
+func (c ctidConfig) check(r Release) map[string]string {
+	sd := c.ServiceDiscovery
+	if !r.ttlCheck() {
+		return map[string]string{"HTTP": sd.CheckURL, "Interval": sd.CheckURLInterval, "Timeout": sd.CheckURLTimeout}
+	}
+	return map[string]string{"TTL": seconds(sd.TTLInterval).String()}
 }

@@ -69,7 +69,7 @@ func TestCtidConfig(t *testing.T) {
 			if got := config.RestAPI.HTTP.Listen; got != c.listen {
 				t.Errorf("listen %q, want %q", got, c.listen)
 			}
-			if got, err := config.advertised(); got != c.address || err != nil {
+			if got, err := config.advertised(xivo1603); got != c.address || err != nil {
 				t.Errorf("advertised %q (%v), want %q", got, err, c.address)
 			}
 			if got := stderr.String(); !strings.Contains(got, c.stderr) || (c.stderr == "") != (got == "") || strings.Count(got, "\n") > 1 {
@@ -96,11 +96,14 @@ func TestCtidConfigTakesTheTokenOfThePackage(t *testing.T) {
 func TestCtidAdvertisesAutoByTheInterface(t *testing.T) {
 	var c ctidConfig
 	c.ServiceDiscovery.AdvertiseAddress, c.ServiceDiscovery.Interface = "auto", "lo"
-	if got, err := c.advertised(); got != "127.0.0.1" || err != nil {
+	if got, err := c.advertised(xivo1603); got != "127.0.0.1" || err != nil {
 		t.Errorf("%q %v", got, err)
 	}
+	if got, err := c.advertised(xivo1520); got != "auto" || err != nil {
+		t.Errorf("%q %v: 15.20 takes it for an address", got, err)
+	}
 	c.ServiceDiscovery.Interface = "nosuch0"
-	if got, err := c.advertised(); err == nil {
+	if got, err := c.advertised(xivo1603); err == nil {
 		t.Errorf("%q, want an error: 16.03 looks at no other interface", got)
 	}
 }
@@ -108,7 +111,10 @@ func TestCtidAdvertisesAutoByTheInterface(t *testing.T) {
 func TestCtidTags(t *testing.T) {
 	var c ctidConfig
 	c.ServiceDiscovery.ExtraTags = []string{"extra"}
-	if diff := cmp.Diff([]string{"extra", uuidA, "xivo-ctid"}, c.tags(uuidA)); diff != "" {
+	if diff := cmp.Diff([]string{"extra", uuidA, "xivo-ctid"}, c.tags(xivo1603, uuidA)); diff != "" {
+		t.Error(diff)
+	}
+	if diff := cmp.Diff([]string{"extra", "xivo-ctid", uuidA}, c.tags(xivo1520, uuidA)); diff != "" {
 		t.Error(diff)
 	}
 }

@@ -105,7 +105,7 @@ type relations struct {
 	XivoID        string `json:"xivo_id"`
 	AgentID       *int   `json:"agent_id"`
 	UserID        int    `json:"user_id"`
-	UserUUID      string `json:"user_uuid"`
+	UserUUID      string `json:"user_uuid,omitempty"` // where xivo-confd tells it
 	EndpointID    *int   `json:"endpoint_id"`
 	SourceEntryID string `json:"source_entry_id"`
 }

@@ -35,6 +35,13 @@ const (
 	uuidB = "bbbbbbbb-0000-4000-8000-000000000002"
 )
 
+// The releases whose daemons differ, as the tests name them.
+var (
+	xivo1520 = Release{15, 20}
+	xivo1603 = Release{16, 3}
+	xivo1616 = Release{16, 16}
+)
+
 // logged collects what a daemon logs.
 type logged struct {
 	mu  sync.Mutex

@@ -34,6 +34,7 @@ var serviceFilters = map[string][]string{
 // services that has neither Consul nor RabbitMQ nor PostgreSQL in it unless
 // "all" is asked for. Only starting takes the rule away again.
 type Service struct {
+	Release Release
 	Marker  string // the file whose presence keeps the xivo list from starting
 	Default string // /etc/default/xivo
 	Stdout  io.Writer
@@ -186,7 +187,7 @@ func (s *Service) disabled() bool {
 }
 
 // setEnabled changes the marker, and the line startup= where the file has one:
-// 16.03 edits it in place, since it also holds XIVO_UUID.
+// it also holds XIVO_UUID. 15.20 knows nothing of that, and writes it anew.
 func (s *Service) setEnabled(ctx context.Context, on bool) int {
 	err := os.Remove(s.Marker)
 	if errors.Is(err, os.ErrNotExist) {
@@ -199,7 +200,9 @@ func (s *Service) setEnabled(ctx context.Context, on bool) int {
 			err = os.WriteFile(s.Marker, nil, 0o644)
 		}
 	}
-	if text, readErr := os.ReadFile(s.Default); readErr == nil {
+	if !s.Release.keepsDefaults() {
+		err = errors.Join(err, os.WriteFile(s.Default, []byte(startup+"\n"), 0o644))
+	} else if text, readErr := os.ReadFile(s.Default); readErr == nil {
 		lines := bytes.Split(text, []byte("\n"))
 		for i, line := range lines {
 			if bytes.HasPrefix(line, []byte("startup=")) {

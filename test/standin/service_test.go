@@ -62,7 +62,7 @@ func newMachine(running bool) *machine {
 func serviceOn(t *testing.T, m *machine) (*Service, *bytes.Buffer) {
 	var out bytes.Buffer
 	dir := t.TempDir()
-	return &Service{Marker: filepath.Join(dir, "xivo/disabled"), Default: filepath.Join(dir, "default"), Stdout: &out, Exec: m.exec}, &out
+	return &Service{Release: xivo1603, Marker: filepath.Join(dir, "xivo/disabled"), Default: filepath.Join(dir, "default"), Stdout: &out, Exec: m.exec}, &out
 }
 
 func TestServiceStopClosesSIPAndLeavesTheBrokersRunning(t *testing.T) {
@@ -180,6 +180,18 @@ func TestServiceDisabled(t *testing.T) {
 		t.Errorf("%+v", m)
 	}
 	if text, _ := os.ReadFile(s.Default); !strings.Contains(string(text), "startup=yes\nexport XIVO_UUID="+uuidA) {
+		t.Errorf("/etc/default/xivo is now %q", text)
+	}
+}
+
+func TestServiceOf1520WritesTheDefaultsAnew(t *testing.T) {
+	s, out := serviceOn(t, newMachine(false))
+	s.Release = xivo1520
+	write(t, s.Default, "# lost\nstartup=yes\nexport XIVO_UUID="+uuidA+"\n")
+	if code := s.Run(t.Context(), "disable", ""); code != 0 {
+		t.Fatal(out)
+	}
+	if text, _ := os.ReadFile(s.Default); string(text) != "startup=no\n" {
 		t.Errorf("/etc/default/xivo is now %q", text)
 	}
 }

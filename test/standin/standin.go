@@ -1,10 +1,10 @@
-// Package standin imitates the XiVO 16.03 daemons that the mesh has to live
-// with and that cannot be installed in the lab: xivo-confd, xivo-dird (with the
-// part of xivo-confgend that feeds it), xivo-ctid and the command xivo-service.
+// Package standin imitates the XiVO daemons that the mesh has to live with and
+// that cannot be installed in the lab: xivo-confd, xivo-dird (with the part of
+// xivo-confgend that feeds it), xivo-ctid and the command xivo-service.
 //
-// They are not XiVO. Each one does what the release's own source was read or
-// seen to do where a mesh depends on it, the unkind parts included, and nothing
-// else. They share no code with what they test, and say "stand-in" wherever
+// They are not XiVO. Each one does what XiVO's own source was read or seen to do
+// where a mesh depends on it, the unkind parts included, and nothing else: that
+// of 16.03, and where another Release differs, as that one does. They share no code with what they test, and say "stand-in" wherever
 // they show: help, logs, the HTTP header Server.
 package standin
 

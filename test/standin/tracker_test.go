@@ -3,6 +3,8 @@ package standin
 import (
 	"slices"
 	"testing"
+
+	"github.com/google/go-cmp/cmp"
 )
 
 func ctidAt(address, id string, tags ...string) catalogService {
@@ -12,7 +14,7 @@ func ctidAt(address, id string, tags ...string) catalogService {
 func newTrackerTest(t *testing.T) (*consulDouble, *tracker) {
 	d := newConsulDouble(t)
 	log, _ := newLog(t)
-	return d, newTracker(d.client(t), uuidA, 9495, log)
+	return d, newTracker(d.client(t, xivo1603), uuidA, 9495, log)
 }
 
 func TestTrackerKnowsItselfWithoutAsking(t *testing.T) {
@@ -89,5 +91,38 @@ func TestTrackerTakesStaleEntriesForLivingOnes(t *testing.T) {
 	tr.remove(uuidB, "stale")
 	if s, ok, _ := tr.find(t.Context(), uuidB); !ok || s.ID != "id-b" {
 		t.Errorf("after its deregistration: %+v", s)
+	}
+}
+
+func TestTrackerAsksAsItsReleaseDoes(t *testing.T) {
+	for name, c := range map[string]struct {
+		release Release
+		token   string // of ours
+		asked   string // of each datacenter; "": none was
+	}{
+		"15.20: any that is registered, with the own token": {xivo1520, "t0ken", "GET /v1/catalog/service/xivo-ctid?dc=dc-b"},
+		"16.14: the same": {Release{16, 14}, "t0ken", "GET /v1/catalog/service/xivo-ctid?dc=dc-b"},
+		"16.14, with a token that the peer does not know": {Release{16, 14}, "an0ther", ""},
+		"16.15: any that passes, whatever the token":      {Release{16, 15}, "an0ther", "GET /v1/health/service/xivo-ctid?dc=dc-b&passing="},
+		"16.16: the same": {xivo1616, "t0ken", "GET /v1/health/service/xivo-ctid?dc=dc-b&passing="},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := newConsulDouble(t)
+			d.add("dc-b", ctidAt("10.0.0.2", "id-b", "xivo-ctid", uuidB))
+			d.config.Consul.Token = c.token
+			log, _ := newLog(t)
+			s, ok, err := newTracker(d.client(t, c.release), uuidA, 9495, log).find(t.Context(), uuidB)
+			want := remoteService{"xivo-ctid", "id-b", "10.0.0.2", 9495, []string{"xivo-ctid", uuidB}}
+			switch {
+			case c.asked == "":
+				if err == nil {
+					t.Errorf("found %+v", s)
+				}
+			case err != nil || !ok || !cmp.Equal(s, want):
+				t.Errorf("found %+v %v %v, want %+v", s, ok, err, want)
+			case d.count(c.asked) != 1:
+				t.Errorf("asked %q, want %s", d.asked, c.asked)
+			}
+		})
 	}
 }

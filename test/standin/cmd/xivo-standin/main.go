@@ -1,5 +1,6 @@
-// Command xivo-standin is a stand-in for the XiVO 16.03 daemons that the lab
-// cannot have. It is not XiVO. Under the name xivo-service it is that command.
+// Command xivo-standin is a stand-in for the XiVO daemons that the lab cannot
+// have, those of the release that the machine's version file names. It is not
+// XiVO. Under the names xivo-service and wazo-service it is that command.
 package main
 
 import (
@@ -24,17 +25,17 @@ func main() {
 	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer cancel()
 	args := os.Args[1:]
-	if filepath.Base(os.Args[0]) == "xivo-service" {
+	if strings.HasSuffix(filepath.Base(os.Args[0]), "-service") {
 		args = append([]string{"service"}, args...)
 	}
 	os.Exit(run(ctx, args, os.Getenv, os.Stdout, os.Stderr))
 }
 
-const usage = `xivo-standin: stand-ins for XiVO 16.03 daemons, for tests. This is not XiVO.
+const usage = `xivo-standin: stand-ins for XiVO's daemons, for tests. This is not XiVO.
 
   xivo-standin confd                      xivo-confd: HTTPS 9486, HTTP 9487 on loopback
   xivo-standin dird                       xivo-dird: HTTPS 9489
-  xivo-standin ctid                       xivo-ctid: HTTP 9495, clients 5003; needs XIVO_UUID in the environment
+  xivo-standin ctid                       xivo-ctid: HTTP 9495, clients 5003; from 16.02 on needs XIVO_UUID in the environment
   xivo-standin service ACTION [LIST]      xivo-service {status|restart|stop|start|enable|disable} [default|xivo|all|xivo-nomonit]
   xivo-standin client watch UUID USER...  subscribe to users of the XiVO with that UUID, print every line received
   xivo-standin client set USER STATUS     change the status of a user of the XiVO connected to
@@ -70,7 +71,13 @@ func run(ctx context.Context, args []string, env func(string) string, stdout, st
 		certificateFlags(flags, &c.Certificate, &c.Key)
 		flags.StringVar(&c.HTTPS, "https", "0.0.0.0:9486", "`address` of HTTPS")
 		flags.StringVar(&c.HTTP, "http", "127.0.0.1:9487", "`address` of HTTP")
-		do = func() error { return c.Run(ctx, ready) }
+		release := releaseFlag(flags)
+		do = func() (err error) {
+			if c.Release, err = release(); err != nil {
+				return err
+			}
+			return c.Run(ctx, ready)
+		}
 	case "dird":
 		d := &standin.Dird{Log: log}
 		databaseFlag(flags, &d.Confgen.Database)
@@ -84,7 +91,13 @@ func run(ctx context.Context, args []string, env func(string) string, stdout, st
 		databaseFlag(flags, &c.Database)
 		flags.StringVar(&c.Config, "config", standin.DefaultCtidConfig, "main configuration `file`; conf.d is beside it")
 		flags.StringVar(&c.CTI, "cti", "0.0.0.0:5003", "`address` of the clients' port")
-		do = func() error { return c.Run(ctx, ready) }
+		release := releaseFlag(flags)
+		do = func() (err error) {
+			if c.Release, err = release(); err != nil {
+				return err
+			}
+			return c.Run(ctx, ready)
+		}
 	case "client":
 		c := standin.Client{}
 		flags.StringVar(&c.Address, "address", "localhost:5003", "`address` of the xivo-ctid stand-in")
@@ -92,7 +105,12 @@ func run(ctx context.Context, args []string, env func(string) string, stdout, st
 	case "units":
 		do = func() error { return writeUnits(flags.Args()) }
 	case "service":
-		s := &standin.Service{Marker: standin.DisabledMarker, Default: "/etc/default/xivo", Stdout: stdout}
+		release, err := standin.ReadRelease(standin.VersionFile)
+		if err != nil {
+			fmt.Fprintln(stderr, "xivo-standin:", err)
+			return 1
+		}
+		s := &standin.Service{Release: release, Marker: standin.DisabledMarker, Default: "/etc/default/xivo", Stdout: stdout}
 		action := append(args[1:], "", "")
 		return s.Run(ctx, action[0], action[1])
 	default:
@@ -114,6 +132,17 @@ func run(ctx context.Context, args []string, env func(string) string, stdout, st
 		return 1
 	}
 	return 0
+}
+
+// releaseFlag returns what tells the release, once the flags are parsed.
+func releaseFlag(flags *flag.FlagSet) func() (standin.Release, error) {
+	text := flags.String("release", "", "`release` of XiVO; the one in "+standin.VersionFile+" unless given")
+	return func() (standin.Release, error) {
+		if *text == "" {
+			return standin.ReadRelease(standin.VersionFile)
+		}
+		return standin.ParseRelease(*text)
+	}
 }
 
 func databaseFlag(flags *flag.FlagSet, dsn *string) {
