@@ -54,6 +54,9 @@ func (n *Node) Begin(ctx context.Context, confirmed bool) (Action, string, error
 	if n.DocumentErr != nil {
 		return action, why, n.DocumentErr
 	}
+	if err := n.checkSchema(ctx); err != nil {
+		return action, why, err
+	}
 	if n.Journal == nil {
 		if err := n.verifySeal(); err != nil {
 			return action, why, err
@@ -107,7 +110,7 @@ func (n *Node) decideIdentity(ctx context.Context, action Action) (Identity, err
 		if err != nil {
 			return Identity{}, err
 		}
-		if id.UUID, err = identity.DatabaseUUID(ctx, db); err != nil {
+		if id.UUID, err = identity.UUID(ctx, db, n.Platform); err != nil {
 			return Identity{}, err
 		}
 	}
@@ -216,27 +219,22 @@ func oldKeysGone(ctx context.Context, n *Node) (Resource, error) {
 	if n.Identity().Adopted {
 		return nothing, nil
 	}
-	rs := all{seal.Gone(n.Platform, platform.CertificateFile, platform.CertificateKey, platform.RabbitDataDir+"/.erlang.cookie")}
-	if !n.Platform.Traits.ServiceAccountsInDatabase {
-		return rs, nil
-	}
 	db, err := n.DB(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return append(rs, identity.NoServiceKeys(db, n.Platform)), nil
+	return all{
+		seal.Gone(n.Platform, platform.CertificateFile, platform.CertificateKey, platform.RabbitDataDir+"/.erlang.cookie"),
+		identity.NoServiceKeys(db, n.Platform),
+	}, nil
 }
 
-func serviceKeys(ctx context.Context, n *Node) (Resource, error) {
-	if n.Identity().Adopted || !n.Platform.Traits.ServiceAccountsInDatabase {
-		return nothing, nil
+var serviceKeys = withDB(func(n *Node, db *pgx.Conn) Resource {
+	if n.Identity().Adopted {
+		return nothing
 	}
-	db, err := n.DB(ctx)
-	if err != nil {
-		return nil, err
-	}
-	return identity.ServiceKeys(db, n.Platform), nil
-}
+	return identity.ServiceKeys(db, n.Platform)
+})
 
 func certificate(_ context.Context, n *Node) (Resource, error) {
 	return identity.Certificate(n.Platform), nil

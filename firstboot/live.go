@@ -27,6 +27,7 @@ func (n *Node) Live(ctx context.Context) (_ []Change, down time.Duration, err er
 		return nil, 0, err
 	}
 
+	command := n.Platform.Traits.ServiceCommand
 	brokers := []string{"rabbitmq-server", "consul"}
 	stopped := time.Now()
 	defer func() {
@@ -36,15 +37,15 @@ func (n *Node) Live(ctx context.Context) (_ []Change, down time.Duration, err er
 		for _, service := range brokers {
 			err = errors.Join(err, n.Platform.Init.Start(start, service))
 		}
-		if _, startErr := platform.Run(start, "xivo-service", "start"); startErr != nil {
-			err = errors.Join(err, fmt.Errorf("start XiVO: %w; run `xivo-service start`", startErr))
+		if _, startErr := platform.Run(start, command, "start"); startErr != nil {
+			err = errors.Join(err, fmt.Errorf("start XiVO: %w; run `%s start`", startErr, command))
 		}
 		down = time.Since(stopped)
 	}()
-	if _, err := platform.Run(ctx, "xivo-service", "stop"); err != nil {
+	if _, err := platform.Run(ctx, command, "stop"); err != nil {
 		return nil, 0, fmt.Errorf("stop XiVO: %w", err)
 	}
-	// xivo-service leaves both of them running.
+	// That leaves both of them running.
 	for _, service := range brokers {
 		if err := n.Platform.Init.Stop(ctx, service); err != nil {
 			return nil, 0, err

@@ -116,11 +116,17 @@ func (n *Node) Seal(ctx context.Context, o SealOptions) (*seal.Manifest, error) 
 	if err := o.check(); err != nil {
 		return nil, err
 	}
-	if n.Platform.WizardPassed() && !o.AllowConfigured {
+	if err := n.checkSchema(ctx); err != nil {
+		return nil, fmt.Errorf("seal: %w", err)
+	}
+	passed, err := n.wizardPassed(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("seal: %w", err)
+	}
+	if passed && !o.AllowConfigured {
 		return nil, errors.New("seal: this XiVO has passed its wizard, so its IP is in netiface, provd and DHCP, and a clone would carry it; seal before the wizard, or say --allow-configured")
 	}
 	m := &seal.Manifest{Format: 1, At: time.Now().UTC(), Firstboot: o.Version, XiVO: n.Platform.Version.String(), Files: map[string]string{}}
-	var err error
 	if m.Operations, err = n.runSeal(ctx, o, SealOperations()); err != nil {
 		return nil, err
 	}
@@ -238,6 +244,7 @@ func sealExport(ctx context.Context, n *Node) (Resource, error) {
 var (
 	sealDirectory      = withDB(func(_ *Node, db *pgx.Conn) Resource { return directory.Nothing(db) })
 	sealUUIDInDatabase = withDB(func(_ *Node, db *pgx.Conn) Resource { return identity.UUIDInDatabase(db, placeholder) })
+	sealServiceKeys    = withDB(func(n *Node, db *pgx.Conn) Resource { return identity.NoServiceKeys(db, n.Platform) })
 )
 
 // sealBroker restarts a broker whose management is not up yet: XiVO leaves it
@@ -286,24 +293,13 @@ func sealUUIDInManager(_ context.Context, n *Node) (Resource, error) {
 	return identity.UUIDInManager(n.Platform, placeholder), nil
 }
 
-func sealServiceKeys(ctx context.Context, n *Node) (Resource, error) {
-	if !n.Platform.Traits.ServiceAccountsInDatabase {
-		return seal.Gone(n.Platform, identity.ServiceKeyFiles), nil
-	}
-	db, err := n.DB(ctx)
-	if err != nil {
-		return nil, err
-	}
-	return identity.NoServiceKeys(db, n.Platform), nil
-}
-
-// sealServices: xivo-service leaves both brokers running.
+// sealServices: XiVO's command leaves both brokers running.
 func sealServices(_ context.Context, n *Node) (Resource, error) {
 	brokers := stopped(n, "consul", "rabbitmq-server")
 	return resource{
 		diff: stopped(n, "xivo-ctid", "xivo-dird", "xivo-confd", "consul", "rabbitmq-server").diff,
 		apply: func(ctx context.Context) error {
-			if _, err := platform.Run(ctx, "xivo-service", "stop"); err != nil {
+			if _, err := platform.Run(ctx, n.Platform.Traits.ServiceCommand, "stop"); err != nil {
 				return err
 			}
 			n.reset()

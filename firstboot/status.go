@@ -1,6 +1,7 @@
 package firstboot
 
 import (
+	"context"
 	"fmt"
 	"time"
 
@@ -56,7 +57,7 @@ type PeerStatus struct {
 }
 
 // Waits says why this node keeps out of the mesh for now; "" when it does not.
-func (n *Node) Waits() string {
+func (n *Node) Waits(ctx context.Context) string {
 	action, why := n.Decide(false)
 	switch {
 	case action == LeaveAlone:
@@ -67,7 +68,14 @@ func (n *Node) Waits() string {
 		return fmt.Sprintf("there is no document that can be read: %v", n.DocumentErr)
 	case !n.Settled():
 		return "settle has not ended; see `journalctl -u xivo-firstboot-settle`"
-	case !n.Platform.Traits.WizardFlagInDatabase && !n.Platform.WizardPassed():
+	}
+	if n.hasConverged() {
+		return ""
+	}
+	switch passed, err := n.wizardPassed(ctx); {
+	case err != nil:
+		return fmt.Sprintf("nothing tells whether XiVO's wizard was passed: %v", err)
+	case !passed:
 		return "XiVO's wizard has not been passed yet; this goes on by itself when it has"
 	}
 	return ""
@@ -75,13 +83,13 @@ func (n *Node) Waits() string {
 
 // ReadStatus returns the status of the last pass. A node that never converged
 // is joining, or waiting for the reason why it did not become.
-func (n *Node) ReadStatus() (Status, error) {
+func (n *Node) ReadStatus(ctx context.Context) (Status, error) {
 	var s Status
 	if err := n.readState(statusFile, &s); err != nil {
 		n.Log.Warn("the next pass writes it anew", "error", err)
 		s = Status{}
 	}
-	if why := n.Waits(); why != "" {
+	if why := n.Waits(ctx); why != "" {
 		s.State, s.Why = Waiting, why
 	} else if s.Boot != n.Platform.BootID() || s.State == "" {
 		s.State, s.Why = Joining, "no pass has ended since this machine was booted"

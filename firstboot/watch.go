@@ -24,7 +24,7 @@ const (
 // past what fails, and writes the status. The error is what could not be done.
 func (n *Node) Converge(ctx context.Context) (Status, []Change, error) {
 	n.reset()
-	before, err := n.ReadStatus()
+	before, err := n.ReadStatus(ctx)
 	if err != nil {
 		return before, nil, err
 	}

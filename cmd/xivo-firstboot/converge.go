@@ -23,7 +23,7 @@ func (c *cli) convergeCommand() *cobra.Command {
 				return err
 			}
 			defer func() { n.Close() }()
-			if why := n.Waits(); why != "" {
+			if why := n.Waits(cmd.Context()); why != "" {
 				c.log.Info("converge: waiting", "why", why)
 				if !watch {
 					return exitError{exitWaiting, nil}
@@ -57,7 +57,7 @@ func (c *cli) convergeCommand() *cobra.Command {
 func (c *cli) waitUntilReady(ctx context.Context, n *firstboot.Node) (*firstboot.Node, error) {
 	again := time.NewTicker(5 * time.Second)
 	defer again.Stop()
-	for n.Waits() != "" {
+	for n.Waits(ctx) != "" {
 		select {
 		case <-ctx.Done():
 			return n, exitError{exitDone, nil}

@@ -47,7 +47,7 @@ func (c *cli) runCommand() *cobra.Command {
 			// A copy's journal has settled too, as the original.
 			interrupts := action != firstboot.Unchanged || !n.Settled()
 			if n.Platform.HasSystemd() && !inUnit && interrupts {
-				return c.runInUnit(cmd.Context(), confirm)
+				return c.runInUnit(cmd.Context(), n, confirm)
 			}
 			return c.runHere(cmd.Context(), n, confirm)
 		},
@@ -64,12 +64,12 @@ const runUnit = "xivo-firstboot-run.service"
 // runInUnit hands the work to a unit that no lost terminal ends, and that
 // starts XiVO after it even if it was killed: `xivo-service stop` leaves SIP
 // closed until the next start.
-func (c *cli) runInUnit(ctx context.Context, confirm bool) error {
+func (c *cli) runInUnit(ctx context.Context, n *firstboot.Node, confirm bool) error {
 	program, err := os.Executable()
 	if err != nil {
 		return err
 	}
-	service, err := exec.LookPath("xivo-service")
+	service, err := exec.LookPath(n.Platform.Traits.ServiceCommand)
 	if err != nil {
 		return err
 	}
@@ -125,7 +125,7 @@ func (c *cli) planCommand() *cobra.Command {
 			}
 			defer n.Close()
 			if n.Journal == nil || n.Config == nil {
-				return exitError{exitWaiting, errors.New(n.Waits())}
+				return exitError{exitWaiting, errors.New(n.Waits(ctx))}
 			}
 			total := 0
 			for _, p := range firstboot.Phases() {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"text/tabwriter"
@@ -19,7 +20,7 @@ func (c *cli) statusCommand() *cobra.Command {
 		Short: "Tell what this node is, and who is in its mesh",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			status, err := c.readStatus()
+			status, err := c.readStatus(cmd.Context())
 			if err != nil {
 				return err
 			}
@@ -34,7 +35,7 @@ func (c *cli) statusCommand() *cobra.Command {
 				case <-deadline.C:
 					wait = false
 				case <-again.C:
-					if status, err = c.readStatus(); err != nil {
+					if status, err = c.readStatus(cmd.Context()); err != nil {
 						return err
 					}
 				}
@@ -51,13 +52,13 @@ func (c *cli) statusCommand() *cobra.Command {
 	return cmd
 }
 
-func (c *cli) readStatus() (firstboot.Status, error) {
+func (c *cli) readStatus(ctx context.Context) (firstboot.Status, error) {
 	n, err := c.open()
 	if err != nil {
 		return firstboot.Status{}, err
 	}
 	defer n.Close()
-	return n.ReadStatus()
+	return n.ReadStatus(ctx)
 }
 
 func (c *cli) printStatus(s firstboot.Status, asJSON bool) error {

@@ -78,7 +78,8 @@ func (k *KeysGone) Apply(ctx context.Context) error {
 
 // ServiceKeys are keys of this server's own for XiVO's services: every account
 // without one gets a random one, and the files are made to follow. Accounts
-// that have a key keep it.
+// that have a key keep it. Up to 15.20 there are files only, each with a random
+// key: those that are missing are made.
 func ServiceKeys(conn *pgx.Conn, p *platform.Platform) *Keys { return &Keys{conn, p} }
 
 // Keys is what ServiceKeys returns.
@@ -102,11 +103,21 @@ func (k *Keys) Diff(ctx context.Context) ([]string, error) {
 	}
 	with, err := accounts(ctx, k.conn, "passwd <> '' AND disable = 0")
 	for _, login := range with {
-		if f := filepath.Join(serviceKeyDir, login+"-key.yml"); !exists(k.platform.Path(f)) {
-			diff = append(diff, f+" is missing")
-		}
+		diff = append(diff, k.missing(login)...)
+	}
+	for _, service := range k.platform.Traits.KeyFiles {
+		diff = append(diff, k.missing(service)...)
 	}
 	return diff, err
+}
+
+// missing says that the key file of a service is not there.
+func (k *Keys) missing(service string) []string {
+	file := filepath.Join(serviceKeyDir, service+"-key.yml")
+	if exists(k.platform.Path(file)) {
+		return nil
+	}
+	return []string{file + " is missing"}
 }
 
 // Apply makes the keys, then has XiVO's own tool write the files.
@@ -127,7 +138,24 @@ func (k *Keys) Apply(ctx context.Context) error {
 	if err != nil || !exists(k.platform.Path(serviceKeyDir)) {
 		return err
 	}
-	if _, err := platform.Run(ctx, "xivo-update-keys"); err != nil {
+	if len(k.platform.Traits.KeyFiles) == 0 {
+		return updateKeys(ctx)
+	}
+	for _, service := range k.platform.Traits.KeyFiles {
+		if k.missing(service) == nil {
+			continue
+		}
+		if err := updateKeys(ctx, service); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// updateKeys has XiVO's own tool write key files: those of all accounts, or up
+// to 15.20 a new one for the named service.
+func updateKeys(ctx context.Context, service ...string) error {
+	if _, err := platform.Run(ctx, "xivo-update-keys", service...); err != nil {
 		return fmt.Errorf("identity: write the services' keys to %s: %w", serviceKeyDir, err)
 	}
 	return nil

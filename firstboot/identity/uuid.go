@@ -2,7 +2,10 @@ package identity
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"regexp"
 	"strings"
 
@@ -32,6 +35,36 @@ func DatabaseUUID(ctx context.Context, conn *pgx.Conn) (uuid.UUID, error) {
 	id, err := uuid.Parse(text)
 	if err != nil {
 		return uuid.Nil, fmt.Errorf("identity: infos.uuid is %q: %w", text, err)
+	}
+	return id, nil
+}
+
+// UUID returns the XiVO UUID that this server's daemons run with: the one of the
+// database, and from 17.03 on, where that is a copy, XIVO_UUID of the service
+// manager or of the file that it comes from. A server without the variable has
+// the database's.
+func UUID(ctx context.Context, conn *pgx.Conn, p *platform.Platform) (uuid.UUID, error) {
+	if !p.Traits.UUIDFromEnvironment {
+		return DatabaseUUID(ctx, conn)
+	}
+	text, err := p.Init.Environment(ctx, Variable)
+	if err != nil {
+		return uuid.Nil, fmt.Errorf("identity: %s of the service manager: %w", Variable, err)
+	}
+	from := "the service manager"
+	if text == "" {
+		raw, err := os.ReadFile(p.Path(profileFile))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return uuid.Nil, fmt.Errorf("identity: %w", err)
+		}
+		text, from = strings.TrimSpace(strings.TrimPrefix(string(raw), "export "+Variable+"=")), profileFile
+	}
+	if text == "" {
+		return DatabaseUUID(ctx, conn)
+	}
+	id, err := uuid.Parse(text)
+	if err != nil {
+		return uuid.Nil, fmt.Errorf("identity: %s of %s is %q: %w", Variable, from, text, err)
 	}
 	return id, nil
 }

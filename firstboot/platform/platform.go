@@ -18,8 +18,10 @@ import (
 type Platform struct {
 	Root    string
 	Version Version
-	Traits  Traits
-	Init    Init
+	// VersionFile is where the version was found.
+	VersionFile string
+	Traits      Traits
+	Init        Init
 }
 
 // Paths of XiVO and Debian, relative to the root, that more than one package
@@ -52,6 +54,7 @@ func Detect(root string) (*Platform, error) {
 	if err != nil {
 		return nil, err
 	}
+	p.VersionFile = name
 	p.Version, err = ParseVersion(strings.TrimSpace(string(raw)))
 	if err != nil {
 		return nil, fmt.Errorf("platform: %s: %w", name, err)
@@ -93,10 +96,12 @@ type Init interface {
 	Environment(ctx context.Context, key string) (string, error)
 }
 
-// WizardPassed says whether XiVO's wizard left its marker file. From 16.06 on
-// (Traits.WizardFlagInDatabase) the truth is general.configured in the database,
-// which this does not read.
-func (p *Platform) WizardPassed() bool {
+// WizardMarked says whether XiVO's wizard left its marker file, which it does up
+// to 16.05 (see Traits.WizardFlagInDatabase).
+func (p *Platform) WizardMarked() (bool, error) {
 	_, err := os.Stat(p.Path(WizardMarkerFile))
-	return err == nil
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil, err
 }

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	"pgregory.net/rapid"
 )
 
@@ -59,23 +60,85 @@ func FuzzParseVersion(f *testing.F) {
 	})
 }
 
-func TestTraitsFollowTheTable(t *testing.T) {
-	for _, c := range []struct {
-		version string
-		want    Traits
-	}{
-		{"15.19", Traits{CtidCheckURL: true, UserDataInKV: true, Joinable: true}},
-		{"16.01", Traits{ServiceAccountsInDatabase: true, UserDataInKV: true, Joinable: true}},
-		{"16.03", Traits{ServiceAccountsInDatabase: true, UUIDInEnvironment: true, UserDataInKV: true, Joinable: true}},
-		{"18.04", Traits{ServiceAccountsInDatabase: true, UUIDInEnvironment: true, WizardFlagInDatabase: true, ConsulPerformance: true}},
-	} {
-		got, err := traitsOf(mustVersion(c.version))
-		if err != nil || got != c.want {
-			t.Errorf("%s: %+v, %v", c.version, got, err)
+// row is the table as the fact sheet's section 0 has it, one column a trait.
+type row struct {
+	version             string
+	schema              string // accesswebservice, ctidirectories, infos
+	uuid                string // where daemons take it from
+	ctid                string // its check, and whom it asks for a peer's statuses
+	presenceCredentials bool
+	keys                string
+	wizard              string
+	performance         bool
+	command             string
+	joinable            bool
+}
+
+var table = []row{
+	{"15.19", "obj uri -", "database", "url peer", false, "files", "file", false, "xivo-service", true},
+	{"15.20", "obj uri -", "database", "url peer", false, "files", "file", false, "xivo-service", true},
+	{"16.01", "acl uri -", "database", "ttl peer", false, "accounts", "file", false, "xivo-service", true},
+	{"16.02", "acl uri -", "both", "ttl peer", false, "accounts", "file", false, "xivo-service", true},
+	{"16.03", "acl uri -", "both", "ttl peer", false, "accounts", "file", false, "xivo-service", true},
+	{"16.05", "acl uri -", "both", "ttl peer", false, "accounts", "file", false, "xivo-service", true},
+	{"16.06", "acl uri -", "both", "ttl peer", false, "accounts", "database", false, "xivo-service", true},
+	{"16.08.1", "acl uri -", "both", "ttl peer", false, "accounts", "database", false, "xivo-service", true},
+	{"16.10.hotfix", "acl uri -", "both", "ttl peer", false, "accounts", "database", false, "xivo-service", true},
+	{"16.12", "acl uri -", "both", "ttl peer", false, "accounts", "database", false, "xivo-service", true},
+	{"16.13", "acl directory_id -", "both", "ttl peer", false, "accounts", "database", false, "xivo-service", true},
+	{"16.15", "acl directory_id -", "both", "ttl peer", true, "accounts", "database", false, "xivo-service", true},
+	{"16.16", "acl directory_id -", "both", "ttl peer", true, "accounts", "database", true, "xivo-service", true},
+	{"17.02", "acl directory_id wazo_version", "both", "ttl peer", true, "accounts", "database", true, "xivo-service", true},
+	{"17.03", "acl directory_id wazo_version", "environment", "ttl peer", true, "accounts", "database", true, "xivo-service", true},
+	{"17.17", "acl directory_id wazo_version", "environment", "ttl self", true, "accounts", "database", true, "wazo-service", true},
+	{"18.03", "acl directory_id wazo_version", "environment", "ttl self", true, "accounts", "database", true, "wazo-service", true},
+	{"18.04", "acl directory_id wazo_version", "environment", "ttl self", true, "accounts", "database", true, "wazo-service", false},
+}
+
+func rowOf(v string, t Traits) row {
+	pick := func(cases ...any) string { // condition, word, …, otherwise
+		for i := 0; i+1 < len(cases); i += 2 {
+			if cases[i].(bool) {
+				return cases[i+1].(string)
+			}
 		}
+		return cases[len(cases)-1].(string)
 	}
-	if _, err := traitsOf(mustVersion("15.18")); err == nil {
-		t.Error("15.18 is accepted")
+	has := func(columns ...string) string {
+		for _, c := range columns {
+			if t.Columns[c] {
+				return c[strings.IndexByte(c, '.')+1:]
+			}
+		}
+		return "-"
+	}
+	return row{
+		version:             v,
+		schema:              has("accesswebservice.acl", "accesswebservice.obj") + " " + has("ctidirectories.directory_id", "ctidirectories.uri") + " " + has("infos.wazo_version"),
+		uuid:                pick(t.UUIDFromEnvironment, "environment", t.UUIDInEnvironment, "both", "database"),
+		ctid:                pick(t.CtidCheckURL, "url", "ttl") + " " + pick(t.CtidAsksPeers, "peer", "self"),
+		presenceCredentials: t.PresenceCredentials,
+		keys:                pick(len(t.KeyFiles) > 0, "files", "accounts"),
+		wizard:              pick(t.WizardFlagInDatabase, "database", "file"),
+		performance:         t.ConsulPerformance,
+		command:             t.ServiceCommand,
+		joinable:            t.Joinable,
+	}
+}
+
+func TestTraitsFollowTheTable(t *testing.T) {
+	for _, want := range table {
+		traits, err := traitsOf(mustVersion(want.version))
+		if err != nil {
+			t.Errorf("%s: %v", want.version, err)
+			continue
+		}
+		if diff := cmp.Diff(want, rowOf(want.version, traits), cmp.AllowUnexported(row{})); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", want.version, diff)
+		}
+		if len(traits.Columns) != 5 {
+			t.Errorf("%s: %d columns; each tells of every version", want.version, len(traits.Columns))
+		}
 	}
 }
 
@@ -88,21 +151,60 @@ func TestDetectNamesTheFileThatIsWrong(t *testing.T) {
 	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	for content, ok := range map[string]bool{"16.03\n": true, "": false, "sixteen": false, "14.24": false} {
-		if err := os.WriteFile(file, []byte(content), 0o644); err != nil {
+	for _, c := range []struct {
+		name, content string
+		want          string // "" is a refusal
+	}{
+		{"a release", "16.03\n", "16.03"},
+		{"a correction of one", "16.08.1\n", "16.08.1"},
+		{"a hotfix", "16.10.hotfix\n", "16.10.hotfix"},
+		{"the first one", "15.19", "15.19"},
+		{"one after the last one", "19.05\n", "19.05"},
+		{"the one before the first", "15.18\n", ""},
+		{"older, with a greater digit", "15.9\n", ""},
+		{"much older", "14.24\n", ""},
+		{"empty", "", ""},
+		{"a word", "sixteen", ""},
+		{"two lines", "16.03\n16.04\n", ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			if err := os.WriteFile(file, []byte(c.content), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			p, err := Detect(root)
+			switch {
+			case c.want == "" && err == nil:
+				t.Errorf("%q was taken for %s", c.content, p.Version)
+			case c.want == "" && !strings.Contains(err.Error(), VersionFile):
+				t.Errorf("the error does not name the file: %v", err)
+			case c.want != "" && (err != nil || p.Version.String() != c.want):
+				t.Errorf("%q: %v, %v", c.content, p, err)
+			}
+		})
+	}
+	t.Run("a file that cannot be read", func(t *testing.T) {
+		if err := os.Remove(file); err != nil {
 			t.Fatal(err)
 		}
-		p, err := Detect(root)
-		if ok != (err == nil) {
-			t.Errorf("%q: %v", content, err)
+		if err := os.Mkdir(file, 0o755); err != nil {
+			t.Fatal(err)
 		}
-		if err != nil && !strings.Contains(err.Error(), VersionFile) {
-			t.Errorf("%q: the error does not name the file: %v", content, err)
+		if _, err := Detect(root); err == nil || !strings.Contains(err.Error(), VersionFile) {
+			t.Errorf("%v", err)
 		}
-		if ok && p.Version.String() != "16.03" {
-			t.Errorf("%q: version %s", content, p.Version)
+	})
+	t.Run("the file of older packages", func(t *testing.T) {
+		old := t.TempDir()
+		if err := os.MkdirAll(filepath.Dir(filepath.Join(old, OldVersionFile)), 0o755); err != nil {
+			t.Fatal(err)
 		}
-	}
+		if err := os.WriteFile(filepath.Join(old, OldVersionFile), []byte("15.20\n"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if p, err := Detect(old); err != nil || p.VersionFile != OldVersionFile {
+			t.Errorf("%+v, %v", p, err)
+		}
+	})
 }
 
 func TestByteSwappedProductsAreOneMachine(t *testing.T) {

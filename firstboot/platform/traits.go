@@ -3,26 +3,42 @@ package platform
 import "fmt"
 
 // Traits is everything in which XiVO versions differ for us. No other place
-// compares versions.
+// compares versions. What a server can be asked is not here: columns are looked
+// up where they are written, and the init system is the one that runs (sysvinit
+// up to 15.19, systemd after).
 type Traits struct {
+	// Columns says of a column, as "table.column", whether the database of this
+	// version has it. It tells a database of another version; which columns to
+	// write is looked up.
+	Columns map[string]bool
 	// UUIDInEnvironment: daemons take the UUID from XIVO_UUID, which is kept in
 	// /etc/profile.d/xivo_uuid.sh, systemd's system.conf, /etc/default/xivo and
 	// the service manager.
 	UUIDInEnvironment bool
+	// UUIDFromEnvironment: the database's UUID is a copy of XIVO_UUID; before,
+	// it is the other way round.
+	UUIDFromEnvironment bool
 	// CtidCheckURL: xivo-ctid registers an HTTP check on check_url; later ones
 	// a TTL check, and ignore the key.
 	CtidCheckURL bool
-	// ServiceAccountsInDatabase: xivo-auth's key files follow accesswebservice.
-	ServiceAccountsInDatabase bool
-	// UserDataInKV: Consul's KV holds tokens and personal contacts.
-	UserDataInKV bool
+	// CtidAsksPeers: xivo-ctid asks the xivo-ctid of a peer for the statuses of
+	// its users, without a password; later ones ask their own xivo-ctid-ng.
+	CtidAsksPeers bool
+	// PresenceCredentials: xivo-ctid-ng asks the xivo-auth and the xivo-ctid-ng
+	// of a peer, which it finds in Consul, with credentials of its own for it.
+	PresenceCredentials bool
+	// KeyFiles are the services with a random key in a file of its own. Empty:
+	// the keys are in accesswebservice, and all files follow it.
+	KeyFiles []string
 	// WizardFlagInDatabase: general.configured tells that the wizard was passed;
 	// before, a marker file.
 	WizardFlagInDatabase bool
 	// ConsulPerformance: Consul knows the key `performance`; before, an unknown
 	// key is fatal.
 	ConsulPerformance bool
-	// Joinable: contacts and presences can be shared as the seed describes.
+	// ServiceCommand starts and stops XiVO's daemons.
+	ServiceCommand string
+	// Joinable: contacts and statuses can be shared as the procedure describes.
 	Joinable bool
 }
 
@@ -36,14 +52,38 @@ type change struct {
 // changes is the one table of version differences, oldest first. Evidence for
 // each boundary is in the project's fact sheet, section 0.
 var changes = []change{
-	{"15.19", "the first version that the procedure covers; check_url; KV holds user data", func(t *Traits) {
-		*t = Traits{CtidCheckURL: true, UserDataInKV: true, Joinable: true}
+	{"15.19", "the first version that the procedure covers", func(t *Traits) {
+		*t = Traits{
+			Columns: map[string]bool{
+				"accesswebservice.obj":        true,
+				"accesswebservice.acl":        false,
+				"ctidirectories.uri":          true,
+				"ctidirectories.directory_id": false,
+				"infos.wazo_version":          false,
+			},
+			CtidCheckURL:   true,
+			CtidAsksPeers:  true,
+			KeyFiles:       []string{"xivo-agentd-cli", "xivo-agid", "xivo-ctid", "xivo-dird-phoned"},
+			ServiceCommand: "xivo-service",
+			Joinable:       true,
+		}
 	}},
-	{"16.01", "TTL checks; accesswebservice loses obj, gains acl", func(t *Traits) { t.CtidCheckURL = false; t.ServiceAccountsInDatabase = true }},
+	{"16.01", "TTL checks; service accounts with rights in the database", func(t *Traits) {
+		t.CtidCheckURL = false
+		t.KeyFiles = nil
+		t.Columns["accesswebservice.obj"], t.Columns["accesswebservice.acl"] = false, true
+	}},
 	{"16.02", "XIVO_UUID in the environment of every daemon", func(t *Traits) { t.UUIDInEnvironment = true }},
 	{"16.06", "the wizard's flag moves to the database", func(t *Traits) { t.WizardFlagInDatabase = true }},
-	{"16.07", "the KV holds no user data any more", func(t *Traits) { t.UserDataInKV = false }},
+	{"16.13", "definitions refer to their directory", func(t *Traits) {
+		t.Columns["ctidirectories.uri"], t.Columns["ctidirectories.directory_id"] = false, true
+	}},
+	{"16.15", "xivo-ctid-ng asks its peers", func(t *Traits) { t.PresenceCredentials = true }},
 	{"16.16", "Consul 0.7 knows `performance`", func(t *Traits) { t.ConsulPerformance = true }},
+	{"17.01", "the database tells the version", func(t *Traits) { t.Columns["infos.wazo_version"] = true }},
+	{"17.03", "the UUID is made at installation, and copied into the database", func(t *Traits) { t.UUIDFromEnvironment = true }},
+	{"17.16", "xivo-ctid asks its own xivo-ctid-ng", func(t *Traits) { t.CtidAsksPeers = false }},
+	{"17.17", "xivo-service becomes an alias", func(t *Traits) { t.ServiceCommand = "wazo-service" }},
 	{"18.04", "past what the procedure was written for", func(t *Traits) { t.Joinable = false }},
 }
 
