@@ -24,6 +24,8 @@ type communicator struct {
 		// Boot changes when the machine goes down.
 		Boot() string
 	}
+	// environment is what the user's commands get besides the machine's.
+	environment []string
 }
 
 var _ packersdk.Communicator = (*communicator)(nil)
@@ -33,6 +35,7 @@ var _ packersdk.Communicator = (*communicator)(nil)
 func (c *communicator) Start(ctx context.Context, remote *packersdk.RemoteCmd) error {
 	boot := c.machine.Boot()
 	cmd := c.machine.Command(ctx, "sh", "-c", remote.Command)
+	cmd.Env = append(cmd.Env, c.environment...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = remote.Stdin, remote.Stdout, remote.Stderr
 	if err := cmd.Start(); err != nil {
 		return err

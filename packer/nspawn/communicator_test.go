@@ -47,7 +47,7 @@ func TestCommunicatorRunsCommands(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			var out, errOut bytes.Buffer
 			cmd := &packersdk.RemoteCmd{Command: tc.command, Stdin: strings.NewReader(tc.in), Stdout: &out, Stderr: &errOut}
-			if err := (&communicator{&local{tc.boots}}).Start(t.Context(), cmd); err != nil {
+			if err := (&communicator{machine: &local{tc.boots}}).Start(t.Context(), cmd); err != nil {
 				t.Fatal(err)
 			}
 			if got := cmd.Wait(); got != tc.status || out.String() != tc.out || errOut.String() != tc.errOut {
@@ -59,7 +59,7 @@ func TestCommunicatorRunsCommands(t *testing.T) {
 
 func TestCommunicatorCopies(t *testing.T) {
 	dir := t.TempDir()
-	c := &communicator{&local{}}
+	c := &communicator{machine: &local{}}
 	write := func(name, content string) {
 		t.Helper()
 		if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {

@@ -33,10 +33,11 @@ const (
 type Config struct {
 	common.PackerConfig `mapstructure:",squash"`
 
-	// The machine to start from: a bootable disk image (raw or qcow2, told apart
-	// by its content) with an root on a partition of its own (no LVM, /boot not apart), or a
-	// tar of a Debian root with a kernel (`.tar`, `.tar.gz`, `.tgz`, `.tar.xz` or `.tar.zst`). It
-	// is not changed.
+	// The machine to start from: a disk image (raw or qcow2, told apart by its
+	// content), with a GPT, an MBR or no partition table at all, that has the
+	// whole root on one file system (no LVM, LUKS or RAID, and /boot not apart);
+	// or a tar of a Debian root with a kernel (`.tar`, `.tar.gz`, `.tgz`,
+	// `.tar.xz` or `.tar.zst`). It is not changed.
 	SourceImage string `mapstructure:"source_image" required:"true"`
 	// SHA-256 or SHA-512 of the source image: `sha256:<hex>` or `sha512:<hex>`.
 	// Without it the source is taken as it is.
@@ -56,6 +57,10 @@ type Config struct {
 	// network stack, with no change to the host's firewall or forwarding. `none`:
 	// loopback only. Defaults to `uplink`.
 	Network string `mapstructure:"network"`
+	// A folder of this host that keeps the packages that apt downloads in the
+	// machine, for the next build. It is made when it is missing. Nothing of it
+	// goes into the image. By default, nothing is kept.
+	AptCache string `mapstructure:"apt_cache"`
 	// How long the machine may take to boot. Defaults to `5m`.
 	BootTimeout time.Duration `mapstructure:"boot_timeout"`
 	// How long it may take to power off. Defaults to `2m`.
@@ -127,7 +132,10 @@ func (c *Config) Prepare(raws ...any) ([]string, error) {
 		fail("boot_timeout and shutdown_timeout must not be negative")
 	}
 	// Commands of the build run elsewhere than in the current folder.
-	for _, path := range []*string{&c.SourceImage, &c.OutputDirectory} {
+	for _, path := range []*string{&c.SourceImage, &c.OutputDirectory, &c.AptCache} {
+		if *path == "" {
+			continue
+		}
 		abs, err := filepath.Abs(*path)
 		if err != nil {
 			fail("%s: %w", *path, err)

@@ -25,6 +25,7 @@ type FlatConfig struct {
 	Format              *string           `mapstructure:"format" cty:"format" hcl:"format"`
 	DiskSize            *string           `mapstructure:"disk_size" cty:"disk_size" hcl:"disk_size"`
 	Network             *string           `mapstructure:"network" cty:"network" hcl:"network"`
+	AptCache            *string           `mapstructure:"apt_cache" cty:"apt_cache" hcl:"apt_cache"`
 	BootTimeout         *string           `mapstructure:"boot_timeout" cty:"boot_timeout" hcl:"boot_timeout"`
 	ShutdownTimeout     *string           `mapstructure:"shutdown_timeout" cty:"shutdown_timeout" hcl:"shutdown_timeout"`
 }
@@ -56,6 +57,7 @@ func (*FlatConfig) HCL2Spec() map[string]hcldec.Spec {
 		"format":                     &hcldec.AttrSpec{Name: "format", Type: cty.String, Required: false},
 		"disk_size":                  &hcldec.AttrSpec{Name: "disk_size", Type: cty.String, Required: false},
 		"network":                    &hcldec.AttrSpec{Name: "network", Type: cty.String, Required: false},
+		"apt_cache":                  &hcldec.AttrSpec{Name: "apt_cache", Type: cty.String, Required: false},
 		"boot_timeout":               &hcldec.AttrSpec{Name: "boot_timeout", Type: cty.String, Required: false},
 		"shutdown_timeout":           &hcldec.AttrSpec{Name: "shutdown_timeout", Type: cty.String, Required: false},
 	}

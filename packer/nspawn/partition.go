@@ -13,10 +13,20 @@ import (
 
 const sector = 512
 
-// partition is a part of a disk, in bytes.
+// partition is a part of a disk, in bytes. Number 0 is a disk without a
+// partition table, all of which is one file system.
 type partition struct {
 	number      int
 	start, size int64
+}
+
+func (p *partition) whole() bool { return p.number == 0 }
+
+func (p *partition) String() string {
+	if p.whole() {
+		return "the disk, which has no partition table,"
+	}
+	return fmt.Sprintf("partition %d", p.number)
 }
 
 // parsePartitions reads what `sfdisk -J` prints, in the order of the disk.

@@ -33,6 +33,13 @@ func (s *stepBoot) Run(ctx context.Context, state multistep.StateBag) multistep.
 			"systemd.mask=systemd-remount-fs.service",
 		},
 	}
+	var environment []string
+	if s.config.AptCache != "" {
+		var err error
+		if m.Binds, environment, err = aptCache(sandboxOf(state), s.config.AptCache); err != nil {
+			return halt(state, err)
+		}
+	}
 	state.Put(stateMachine, m)
 
 	start := time.Now()
@@ -51,7 +58,7 @@ func (s *stepBoot) Run(ctx context.Context, state multistep.StateBag) multistep.
 		// Not our judgement: some units cannot work in a container at all.
 		ui.Say("Units that failed: " + strings.Join(failed, ", "))
 	}
-	state.Put(stateCommunicator, &communicator{m})
+	state.Put(stateCommunicator, &communicator{m, environment})
 	return multistep.ActionContinue
 }
 

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -127,20 +128,33 @@ func (d *disk) copy(ctx context.Context, source string, size int64) (*partition,
 	if err != nil || !grow {
 		return root, err
 	}
-	if last := parts[len(parts)-1]; last.number != root.number {
+	if root, err = d.growPartition(ctx, root, parts[len(parts)-1], size); err != nil {
+		return nil, err
+	}
+	return root, d.growFileSystem(ctx, root, size)
+}
+
+// growPartition gives the root's partition the rest of the disk.
+func (d *disk) growPartition(ctx context.Context, root, last *partition, size int64) (*partition, error) {
+	if root.whole() {
+		return &partition{size: size}, nil
+	}
+	if last.number != root.number {
 		return nil, fmt.Errorf("grow the disk: partition %d, the last, is not the root (partition %d): leave disk_size out", last.number, root.number)
 	}
+	// With a GPT, this moves its copy to the new end of the disk as well.
 	if err := d.sfdisk(ctx, ",+\n", "-N", strconv.Itoa(root.number)); err != nil {
 		return nil, err
 	}
-	if parts, err = d.partitions(ctx); err != nil {
+	parts, err := d.partitions(ctx)
+	if err != nil {
 		return nil, err
 	}
 	grown := parts[len(parts)-1]
 	if grown.size-root.size < root.start {
 		return nil, fmt.Errorf("disk_size must be at least %d MiB more than the source image has, or left out", root.start>>20+1)
 	}
-	return grown, d.growFileSystem(ctx, grown, size)
+	return grown, nil
 }
 
 // growFileSystem makes an ext2, ext3 or ext4 as large as its partition. It is
@@ -170,8 +184,12 @@ func (d *disk) growFileSystem(ctx context.Context, p *partition, size int64) err
 func (d *disk) findRoot(ctx context.Context, parts []*partition) (*partition, error) {
 	var why []string
 	for _, p := range bySize(parts) {
+		if kind := d.signature(ctx, p); slices.Contains([]string{"LVM2_member", "crypto_LUKS", "linux_raid_member"}, kind) {
+			why = append(why, fmt.Sprintf("%s is a %s, which this builder does not open: use Packer's qemu builder for such a machine", p, kind))
+			continue
+		}
 		if err := mount(ctx, d.sandbox, d.path, p, "ro"); err != nil {
-			why = append(why, fmt.Sprintf("partition %d: %v", p.number, err))
+			why = append(why, fmt.Sprintf("%s: %v", p, err))
 			continue
 		}
 		_, err := os.Stat(d.sandbox.Path(rootDir, "etc/debian_version"))
@@ -181,17 +199,36 @@ func (d *disk) findRoot(ctx context.Context, parts []*partition) (*partition, er
 		if err == nil {
 			return p, nil
 		}
-		why = append(why, fmt.Sprintf("partition %d has no /etc/debian_version", p.number))
+		why = append(why, fmt.Sprintf("%s has no /etc/debian_version", p))
 	}
-	return nil, fmt.Errorf("no partition of the source image has a Debian root: %s", strings.Join(why, "; "))
+	return nil, fmt.Errorf("no Debian root is in the source image: %s", strings.Join(why, "; "))
 }
 
+// signature is what blkid calls the content of a partition; "" when it has no
+// name for it.
+func (d *disk) signature(ctx context.Context, p *partition) string {
+	out, _ := d.sandbox.Command(ctx, "blkid", "--probe", "--offset", strconv.FormatInt(p.start, 10),
+		"--size", strconv.FormatInt(p.size, 10), "--match-tag", "TYPE", "--output", "value", d.path).Output()
+	return strings.TrimSpace(string(out))
+}
+
+// partitions reads the partition table; a disk without one is one partition.
 func (d *disk) partitions(ctx context.Context) ([]*partition, error) {
-	out, err := d.sandbox.Command(ctx, "sfdisk", "-J", d.path).Output()
-	if err != nil {
-		return nil, fmt.Errorf("read the partition table of the source image: %w", err)
+	cmd := d.sandbox.Command(ctx, "sfdisk", "-J", d.path)
+	var said bytes.Buffer
+	cmd.Stderr = &said
+	out, err := cmd.Output()
+	if err == nil {
+		return parsePartitions(out)
 	}
-	return parsePartitions(out)
+	if !strings.Contains(said.String(), "does not contain a recognized partition table") {
+		return nil, fmt.Errorf("read the partition table of the source image: %w: %s", err, strings.TrimSpace(said.String()))
+	}
+	st, err := os.Stat(d.path)
+	if err != nil {
+		return nil, err
+	}
+	return []*partition{{size: st.Size()}}, nil
 }
 
 // sfdisk changes the partition table as a script says.

@@ -57,6 +57,9 @@ func (s *stepPreflight) tools() []machine.Tool {
 			tools = append(tools, machine.Tool{Name: "zstd", Package: "zstd"})
 		}
 	}
+	if !isTar(s.config.SourceImage) {
+		tools = append(tools, machine.Tool{Name: "blkid", Package: "util-linux"})
+	}
 	if !isTar(s.config.SourceImage) && s.config.diskSize > 0 {
 		tools = append(tools, machine.Tool{Name: "resize2fs", Package: "e2fsprogs"})
 	}
