@@ -1,0 +1,46 @@
+package nspawn
+
+import (
+	"bytes"
+	"io"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/hashicorp/packer-plugin-sdk/multistep"
+	packersdk "github.com/hashicorp/packer-plugin-sdk/packer"
+)
+
+// A host that lacks something is told all of it at once, before anything is made.
+func TestPreflight(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	for _, tc := range []struct {
+		name   string
+		config Config
+		want   []string
+	}{
+		{"nothing is installed", Config{SourceImage: "disk.raw", Format: FormatRaw, Network: NetworkNone},
+			[]string{"systemd-nspawn", "sfdisk", "qemu-img", "; on Debian: apt-get install ", " systemd-container ", " fdisk ", "qemu-utils"}},
+		{"a root tar needs a boot loader", Config{SourceImage: "root.tar.zst", Format: FormatRaw, Network: NetworkNone},
+			[]string{"extlinux", "mkfs.ext4", "zstd"}},
+		{"an uplink needs a network stack", Config{SourceImage: "disk.raw", Format: FormatRaw, Network: NetworkUplink},
+			[]string{"slirp4netns"}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Setenv("PATH", t.TempDir())
+			state := new(multistep.BasicStateBag)
+			state.Put(stateUI, &packersdk.BasicUi{Reader: new(bytes.Reader), Writer: io.Discard, ErrorWriter: io.Discard})
+			if action := (&stepPreflight{&tc.config}).Run(t.Context(), state); action != multistep.ActionHalt {
+				t.Fatal("the build goes on")
+			}
+			err, _ := state.Get(stateError).(error)
+			for _, want := range tc.want {
+				if err == nil || !strings.Contains(err.Error()+" ", want) {
+					t.Errorf("got %v, want it to say %q", err, want)
+				}
+			}
+		})
+	}
+}
