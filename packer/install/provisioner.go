@@ -16,6 +16,7 @@ import (
 	packersdk "github.com/hashicorp/packer-plugin-sdk/packer"
 
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/platform"
+	"github.com/xivo-mesh/packer-plugin-xivo/packer/remote"
 )
 
 // Places in the machine.
@@ -63,7 +64,7 @@ func (p *Provisioner) Provision(ctx context.Context, ui packersdk.Ui, comm packe
 	late := fmt.Errorf("not finished within timeout = %s", p.config.Timeout)
 	ctx, cancel := context.WithTimeoutCause(ctx, p.config.Timeout, late)
 	defer cancel()
-	m := &remote{ui: ui, comm: comm, sudo: p.config.Sudo}
+	m := &remote.Machine{UI: ui, Communicator: comm, Sudo: p.config.Sudo}
 
 	there, err := p.preflight(ctx, m)
 	if err != nil {
@@ -87,8 +88,8 @@ func (p *Provisioner) name() string {
 
 // preflight tells whether the version is there already, or leaves the script in
 // the machine, ready to run. Nothing else is changed.
-func (p *Provisioner) preflight(ctx context.Context, m *remote) (there bool, err error) {
-	switch version, there, err := m.readWord(ctx, platform.VersionFile); {
+func (p *Provisioner) preflight(ctx context.Context, m *remote.Machine) (there bool, err error) {
+	switch version, there, err := m.ReadWord(ctx, platform.VersionFile); {
 	case err != nil:
 		return false, fmt.Errorf("read the machine's XiVO version: %w", err)
 	case there && version == p.config.XivoVersion:
@@ -106,9 +107,9 @@ func (p *Provisioner) preflight(ctx context.Context, m *remote) (there bool, err
 // trixie/sid before a release.
 var debianNumber = regexp.MustCompile(`^([0-9]{1,3})(\.[0-9]+)*$`)
 
-func (p *Provisioner) checkDebian(ctx context.Context, m *remote) error {
+func (p *Provisioner) checkDebian(ctx context.Context, m *remote.Machine) error {
 	want := p.config.release.debian
-	text, there, err := m.readWord(ctx, debianFile)
+	text, there, err := m.ReadWord(ctx, debianFile)
 	if err != nil {
 		return fmt.Errorf("read the machine's Debian release: %w", err)
 	}
@@ -124,29 +125,29 @@ func (p *Provisioner) checkDebian(ctx context.Context, m *remote) error {
 }
 
 // fetchScript sees that the mirror has the version, and gets the script.
-func (p *Provisioner) fetchScript(ctx context.Context, m *remote) error {
+func (p *Provisioner) fetchScript(ctx context.Context, m *remote.Machine) error {
 	fetch, err := newFetcher(ctx, m, p.config.Mirror)
 	if err != nil {
 		return err
 	}
-	m.ui.Say(fmt.Sprintf("Looking for %s on %s", p.name(), p.config.Mirror))
+	m.UI.Say(fmt.Sprintf("Looking for %s on %s", p.name(), p.config.Mirror))
 	dist := p.config.release.product.prefix + p.config.XivoVersion
 	if err := fetch.file(ctx, "/archive/dists/"+dist+"/Release", "/dev/null"); err != nil {
 		return err
 	}
 	if err := p.checkedScript(ctx, m, fetch); err != nil {
-		return errors.Join(err, m.remove(ctx, scriptFile))
+		return errors.Join(err, m.Remove(ctx, scriptFile))
 	}
 	return nil
 }
 
 // checkedScript gets the script and sees that it is one: a gateway that answers
 // everything with a page of its own must not be run as root.
-func (p *Provisioner) checkedScript(ctx context.Context, m *remote, fetch *fetcher) error {
+func (p *Provisioner) checkedScript(ctx context.Context, m *remote.Machine, fetch *fetcher) error {
 	if err := fetch.file(ctx, p.config.ScriptPath, scriptFile); err != nil {
 		return err
 	}
-	begin, err := m.output(ctx, "head", "-c", "2", scriptFile)
+	begin, err := m.Output(ctx, "head", "-c", "2", scriptFile)
 	if err != nil {
 		return err
 	}
@@ -156,29 +157,29 @@ func (p *Provisioner) checkedScript(ctx context.Context, m *remote, fetch *fetch
 	return nil
 }
 
-func (p *Provisioner) install(ctx context.Context, m *remote) error {
+func (p *Provisioner) install(ctx context.Context, m *remote.Machine) error {
 	if p.config.fromArchive() {
 		if err := useArchive(ctx, m); err != nil {
 			return err
 		}
 	}
-	if err := m.write(ctx, aptFile, fmt.Sprintf(aptSettings, p.config.AptRetries)); err != nil {
+	if err := m.Write(ctx, aptFile, fmt.Sprintf(aptSettings, p.config.AptRetries)); err != nil {
 		return err
 	}
 	if from := p.config.release.product.mirror; p.config.Mirror != from {
 		// The script has its mirror built in.
 		expr := fmt.Sprintf("s|%s|%s|g", regexp.QuoteMeta(from), p.config.Mirror)
-		if _, err := m.output(ctx, "sed", "-i", "-e", expr, scriptFile); err != nil {
+		if _, err := m.Output(ctx, "sed", "-i", "-e", expr, scriptFile); err != nil {
 			return fmt.Errorf("have the script use %s: %w", p.config.Mirror, err)
 		}
 	}
 
-	m.ui.Say("Installing " + p.name())
-	err := m.run(ctx, "env", "DEBIAN_FRONTEND=noninteractive", "bash", scriptFile, "-a", p.config.XivoVersion)
+	m.UI.Say("Installing " + p.name())
+	err := m.Run(ctx, "env", "DEBIAN_FRONTEND=noninteractive", "bash", scriptFile, "-a", p.config.XivoVersion)
 	if err != nil {
 		return fmt.Errorf("the install script failed, for the reason shown above: %w", err)
 	}
-	switch version, there, err := m.readWord(ctx, platform.VersionFile); {
+	switch version, there, err := m.ReadWord(ctx, platform.VersionFile); {
 	case err != nil:
 		return fmt.Errorf("read the installed version: %w", err)
 	case !there:
@@ -186,41 +187,41 @@ func (p *Provisioner) install(ctx context.Context, m *remote) error {
 	case version != p.config.XivoVersion:
 		return fmt.Errorf("the install script ended well, and %s says %s instead of %s", platform.VersionFile, version, p.config.XivoVersion)
 	}
-	return m.remove(ctx, scriptFile, aptFile)
+	return m.Remove(ctx, scriptFile, aptFile)
 }
 
 // useArchive makes apt take Debian's packages from archive.debian.org.
-func useArchive(ctx context.Context, m *remote) error {
-	m.ui.Say("Taking Debian's packages from archive.debian.org")
-	if err := m.write(ctx, archiveFile, archiveSettings); err != nil {
+func useArchive(ctx context.Context, m *remote.Machine) error {
+	m.UI.Say("Taking Debian's packages from archive.debian.org")
+	if err := m.Write(ctx, archiveFile, archiveSettings); err != nil {
 		return err
 	}
-	list, there, err := m.read(ctx, sourcesFile)
+	list, there, err := m.Read(ctx, sourcesFile)
 	if err != nil || !there {
 		return err
 	}
 	if archived := archiveSources(list); archived != list {
-		return m.write(ctx, sourcesFile, archived)
+		return m.Write(ctx, sourcesFile, archived)
 	}
 	return nil
 }
 
 // fetcher gets files from the mirror with what the machine has for it.
 type fetcher struct {
-	remote *remote
-	mirror string
-	argv   []string // completed by a file to write and a URL
+	machine *remote.Machine
+	mirror  string
+	argv    []string // completed by a file to write and a URL
 	// refused is the exit status that says that the server answered, with an
 	// error. All others mean that it did not.
 	refused int
 }
 
-func newFetcher(ctx context.Context, m *remote, mirror string) (*fetcher, error) {
-	tool, err := m.output(ctx, "sh", "-c", "command -v wget || command -v curl || true")
+func newFetcher(ctx context.Context, m *remote.Machine, mirror string) (*fetcher, error) {
+	tool, err := m.Output(ctx, "sh", "-c", "command -v wget || command -v curl || true")
 	if err != nil {
 		return nil, err
 	}
-	f := &fetcher{remote: m, mirror: mirror}
+	f := &fetcher{machine: m, mirror: mirror}
 	switch path.Base(strings.TrimSpace(tool)) {
 	case "wget":
 		f.argv, f.refused = []string{"wget", "-nv", "-T", "30", "-t", "3", "-O"}, 8
@@ -234,13 +235,13 @@ func newFetcher(ctx context.Context, m *remote, mirror string) (*fetcher, error)
 
 // file fetches a file of the mirror.
 func (f *fetcher) file(ctx context.Context, file, to string) error {
-	_, err := f.remote.output(ctx, append(f.argv[:len(f.argv):len(f.argv)], to, f.mirror+file)...)
-	exit := (*exitError)(nil)
+	_, err := f.machine.Output(ctx, append(f.argv[:len(f.argv):len(f.argv)], to, f.mirror+file)...)
+	exit := (*remote.ExitError)(nil)
 	switch {
 	case err == nil || !errors.As(err, &exit):
 		return err
-	case exit.status == f.refused:
-		return fmt.Errorf("the mirror %s answers and does not have %s (%s): check xivo_version, mirror and script_path", f.mirror, file, exit.said)
+	case exit.Status == f.refused:
+		return fmt.Errorf("the mirror %s answers and does not have %s (%s): check xivo_version, mirror and script_path", f.mirror, file, exit.Said)
 	default:
 		return fmt.Errorf("the machine cannot reach the mirror %s (%w): check the machine's network and name server, or set mirror to one that it can reach", f.mirror, exit)
 	}

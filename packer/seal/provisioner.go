@@ -8,7 +8,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -18,6 +17,7 @@ import (
 
 	"github.com/xivo-mesh/packer-plugin-xivo/cloudinit"
 	"github.com/xivo-mesh/packer-plugin-xivo/packer/embedded"
+	"github.com/xivo-mesh/packer-plugin-xivo/packer/remote"
 )
 
 // Places in the machine.
@@ -46,14 +46,14 @@ func (p *Provisioner) Prepare(raws ...any) error { return p.config.Prepare(raws.
 // Provision seals the machine. An error means that the machine is not, or not
 // wholly, sealed and that no image may be made of it.
 func (p *Provisioner) Provision(ctx context.Context, ui packersdk.Ui, comm packersdk.Communicator, _ map[string]any) error {
-	m := &remote{ui: ui, comm: comm, sudo: p.config.Sudo}
+	m := &remote.Machine{UI: ui, Communicator: comm, Sudo: p.config.Sudo}
 
 	ui.Say("Installing xivo-firstboot")
 	if err := p.install(ctx, m); err != nil {
 		return fmt.Errorf("xivo-seal: install xivo-firstboot: %w", err)
 	}
 	ui.Say("Sealing: every identity is taken out of the machine")
-	if err := m.run(ctx, p.sealCommand()...); err != nil {
+	if err := m.Run(ctx, p.sealCommand()...); err != nil {
 		return fmt.Errorf("xivo-seal: %w (the machine is not sealed: make no image of it)", err)
 	}
 	// Before the next command: that one removes the keys of this connection.
@@ -61,7 +61,7 @@ func (p *Provisioner) Provision(ctx context.Context, ui packersdk.Ui, comm packe
 		return fmt.Errorf("xivo-seal: bring the manifest home: %w", err)
 	}
 	ui.Say("The manifest of the seal is in " + p.config.ManifestFile)
-	if err := m.run(ctx, p.sealCommand("--last")...); err != nil {
+	if err := m.Run(ctx, p.sealCommand("--last")...); err != nil {
 		return fmt.Errorf("xivo-seal: %w (the machine still has the keys of this build: make no image of it)", err)
 	}
 	return nil
@@ -83,27 +83,27 @@ func (p *Provisioner) sealCommand(part ...string) []string {
 }
 
 // install puts the binary where the units of the image expect it.
-func (p *Provisioner) install(ctx context.Context, m *remote) error {
+func (p *Provisioner) install(ctx context.Context, m *remote.Machine) error {
 	binary, err := p.binary(ctx, m)
 	if err != nil {
 		return err
 	}
-	if err := m.comm.Upload(uploadPath, bytes.NewReader(binary), nil); err != nil {
+	if err := m.Communicator.Upload(uploadPath, bytes.NewReader(binary), nil); err != nil {
 		return err
 	}
-	if err := m.run(ctx, "install", "-D", "-o", "root", "-g", "root", "-m", "0755", uploadPath, cloudinit.BinaryPath); err != nil {
+	if err := m.Run(ctx, "install", "-D", "-o", "root", "-g", "root", "-m", "0755", uploadPath, cloudinit.BinaryPath); err != nil {
 		return err
 	}
-	return m.run(ctx, "rm", "-f", uploadPath)
+	return m.Run(ctx, "rm", "-f", uploadPath)
 }
 
 // binary is the configured build of xivo-firstboot, or the carried one that
 // fits the machine.
-func (p *Provisioner) binary(ctx context.Context, m *remote) ([]byte, error) {
+func (p *Provisioner) binary(ctx context.Context, m *remote.Machine) ([]byte, error) {
 	if p.config.FirstbootBinary != "" {
 		return os.ReadFile(p.config.FirstbootBinary)
 	}
-	machine, err := m.output(ctx, "uname", "-m")
+	machine, err := m.Output(ctx, "uname", "-m")
 	if err != nil {
 		return nil, err
 	}
@@ -121,20 +121,20 @@ var architectures = map[string]string{
 
 // fetchManifest downloads the manifest, which root alone may read in the
 // machine. Nothing is left of an attempt that fails.
-func (p *Provisioner) fetchManifest(ctx context.Context, m *remote) error {
+func (p *Provisioner) fetchManifest(ctx context.Context, m *remote.Machine) error {
 	from := manifestPath
-	if m.sudo {
+	if m.Sudo {
 		from = manifestCopy
-		if err := m.run(ctx, "install", "-m", "0644", manifestPath, manifestCopy); err != nil {
+		if err := m.Run(ctx, "install", "-m", "0644", manifestPath, manifestCopy); err != nil {
 			return err
 		}
 	}
 	var manifest bytes.Buffer
-	if err := m.comm.Download(from, &manifest); err != nil {
+	if err := m.Communicator.Download(from, &manifest); err != nil {
 		return err
 	}
-	if m.sudo {
-		if err := m.run(ctx, "rm", "-f", manifestCopy); err != nil {
+	if m.Sudo {
+		if err := m.Run(ctx, "rm", "-f", manifestCopy); err != nil {
 			return err
 		}
 	}
@@ -145,51 +145,4 @@ func (p *Provisioner) fetchManifest(ctx context.Context, m *remote) error {
 		return err
 	}
 	return os.WriteFile(p.config.ManifestFile, manifest.Bytes(), 0o644)
-}
-
-// remote runs commands in the machine as root.
-type remote struct {
-	ui   packersdk.Ui
-	comm packersdk.Communicator
-	sudo bool
-}
-
-// commandLine needs no quoting: every word of ours is a path, an option or the
-// name of an operation, which Config.Prepare has checked.
-func (m *remote) commandLine(argv []string) string {
-	if m.sudo {
-		argv = append([]string{"sudo", "-n"}, argv...)
-	}
-	return strings.Join(argv, " ")
-}
-
-// run shows what the command prints.
-func (m *remote) run(ctx context.Context, argv ...string) error {
-	cmd := &packersdk.RemoteCmd{Command: m.commandLine(argv)}
-	if err := cmd.RunWithUi(ctx, m.comm, m.ui); err != nil {
-		return fmt.Errorf("run %s: %w", cmd.Command, err)
-	}
-	return exitError(cmd)
-}
-
-// output returns what the command prints.
-func (m *remote) output(ctx context.Context, argv ...string) (string, error) {
-	var out bytes.Buffer
-	cmd := &packersdk.RemoteCmd{Command: m.commandLine(argv), Stdout: &out, Stderr: io.Discard}
-	if err := m.comm.Start(ctx, cmd); err != nil {
-		return "", fmt.Errorf("run %s: %w", cmd.Command, err)
-	}
-	cmd.Wait()
-	return out.String(), exitError(cmd)
-}
-
-func exitError(cmd *packersdk.RemoteCmd) error {
-	switch status := cmd.ExitStatus(); status {
-	case 0:
-		return nil
-	case packersdk.CmdDisconnect:
-		return fmt.Errorf("%s: the connection was lost", cmd.Command)
-	default:
-		return fmt.Errorf("%s: exit status %d", cmd.Command, status)
-	}
 }

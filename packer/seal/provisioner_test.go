@@ -12,6 +12,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	packersdk "github.com/hashicorp/packer-plugin-sdk/packer"
+
+	"github.com/xivo-mesh/packer-plugin-xivo/packer/remote"
 )
 
 // machine is a communicator that writes down what it is asked, and answers.
@@ -25,15 +27,16 @@ type machine struct {
 }
 
 func (m *machine) Start(_ context.Context, cmd *packersdk.RemoteCmd) error {
-	m.asked = append(m.asked, cmd.Command)
+	command := strings.TrimSuffix(cmd.Command, " </dev/null")
+	m.asked = append(m.asked, command)
 	status := 0
 	for end, s := range m.fails {
-		if strings.HasSuffix(cmd.Command, end) {
+		if strings.HasSuffix(command, end) {
 			status = s
 		}
 	}
 	go func() {
-		io.WriteString(cmd.Stdout, m.says[cmd.Command])
+		io.WriteString(cmd.Stdout, m.says[command])
 		cmd.SetExited(status)
 	}()
 	return nil
@@ -166,7 +169,7 @@ func TestCarriedBinary(t *testing.T) {
 	} {
 		var p Provisioner
 		m := &machine{says: map[string]string{"uname -m": uname + "\n"}}
-		binary, err := p.binary(t.Context(), &remote{comm: m, ui: packersdk.TestUi(t)})
+		binary, err := p.binary(t.Context(), &remote.Machine{Communicator: m, UI: packersdk.TestUi(t)})
 		if len(binary) > 0 && err == nil {
 			continue // this test was built with it
 		}

@@ -1,4 +1,6 @@
-package install
+// Package remote runs commands in the machine that a build provisions, as root,
+// over whatever connection the builder has. The provisioners share it.
+package remote
 
 import (
 	"bytes"
@@ -10,44 +12,46 @@ import (
 	packersdk "github.com/hashicorp/packer-plugin-sdk/packer"
 )
 
-// remote runs commands in the machine as root.
-type remote struct {
-	ui   packersdk.Ui
-	comm packersdk.Communicator
-	sudo bool
+// Machine is the machine that is provisioned.
+type Machine struct {
+	UI           packersdk.Ui
+	Communicator packersdk.Communicator
+	// Sudo: the connection is not root's, but may become root with `sudo -n`.
+	Sudo bool
 }
 
-// exitError is a command that ran and failed.
-type exitError struct {
-	command string
-	status  int
-	said    string // its standard error; "" when that was shown as it came
+// ExitError is a command that ran and failed.
+type ExitError struct {
+	Command string
+	Status  int
+	Said    string // its standard error; "" when that was shown as it came
 }
 
-func (e *exitError) Error() string {
-	text := fmt.Sprintf("%s: exit status %d", e.command, e.status)
-	if e.said != "" {
-		text += ": " + e.said
+// Error names the command, its status and what it said.
+func (e *ExitError) Error() string {
+	text := fmt.Sprintf("%s: exit status %d", e.Command, e.Status)
+	if e.Said != "" {
+		text += ": " + e.Said
 	}
 	return text
 }
 
-// run shows what the command prints. Nothing can be asked of anybody: standard
+// Run shows what the command prints. Nothing can be asked of anybody: standard
 // input is empty, even where the connection has a terminal.
-func (m *remote) run(ctx context.Context, argv ...string) error {
+func (m *Machine) Run(ctx context.Context, argv ...string) error {
 	cmd := &packersdk.RemoteCmd{Command: m.commandLine(argv) + " </dev/null"}
-	if err := cmd.RunWithUi(ctx, m.comm, m.ui); err != nil {
+	if err := cmd.RunWithUi(ctx, m.Communicator, m.UI); err != nil {
 		return failed(ctx, cmd, err)
 	}
 	return check(cmd, "")
 }
 
-// output returns what the command prints. When ctx ends first, the command is
+// Output returns what the command prints. When ctx ends first, the command is
 // left to itself: not every connection can end one.
-func (m *remote) output(ctx context.Context, argv ...string) (string, error) {
+func (m *Machine) Output(ctx context.Context, argv ...string) (string, error) {
 	var stdout, stderr bytes.Buffer
 	cmd := &packersdk.RemoteCmd{Command: m.commandLine(argv), Stdout: &stdout, Stderr: &stderr}
-	if err := m.comm.Start(ctx, cmd); err != nil {
+	if err := m.Communicator.Start(ctx, cmd); err != nil {
 		return "", failed(ctx, cmd, err)
 	}
 	exited := make(chan struct{})
@@ -63,10 +67,10 @@ func (m *remote) output(ctx context.Context, argv ...string) (string, error) {
 	return stdout.String(), check(cmd, strings.TrimSpace(stderr.String()))
 }
 
-// read returns a file's content, or false when there is no such file. The
+// Read returns a file's content, or false when there is no such file. The
 // answer is a word rather than a status, which would be sudo's refusal as well.
-func (m *remote) read(ctx context.Context, path string) (string, bool, error) {
-	answer, err := m.output(ctx, "sh", "-c", `test -e "$1" && echo there || echo absent`, "sh", path)
+func (m *Machine) Read(ctx context.Context, path string) (string, bool, error) {
+	answer, err := m.Output(ctx, "sh", "-c", `test -e "$1" && echo there || echo absent`, "sh", path)
 	if err != nil {
 		return "", false, err
 	}
@@ -77,7 +81,7 @@ func (m *remote) read(ctx context.Context, path string) (string, bool, error) {
 	default:
 		return "", false, fmt.Errorf("whether there is a %s: unexpected answer %q", path, answer)
 	}
-	content, err := m.output(ctx, "cat", path)
+	content, err := m.Output(ctx, "cat", path)
 	if err != nil {
 		return "", false, err
 	}
@@ -85,10 +89,10 @@ func (m *remote) read(ctx context.Context, path string) (string, bool, error) {
 	return strings.ReplaceAll(content, "\r\n", "\n"), true, nil
 }
 
-// readWord returns what a file says, without the white space around it. A file
+// ReadWord returns what a file says, without the white space around it. A file
 // that says nothing is an error.
-func (m *remote) readWord(ctx context.Context, path string) (string, bool, error) {
-	content, there, err := m.read(ctx, path)
+func (m *Machine) ReadWord(ctx context.Context, path string) (string, bool, error) {
+	content, there, err := m.Read(ctx, path)
 	word := strings.TrimSpace(content)
 	if there && word == "" {
 		return "", false, fmt.Errorf("%s is empty", path)
@@ -96,22 +100,23 @@ func (m *remote) readWord(ctx context.Context, path string) (string, bool, error
 	return word, there, err
 }
 
-// write fills a file, whose owner and mode it keeps; a new one is root's, 0644.
-func (m *remote) write(ctx context.Context, path, content string) error {
-	_, err := m.output(ctx, "sh", "-c", `umask 022 && printf %s "$1" >"$2"`, "sh", content, path)
+// Write fills a file, whose owner and mode it keeps; a new one is root's, 0644.
+func (m *Machine) Write(ctx context.Context, path, content string) error {
+	_, err := m.Output(ctx, "sh", "-c", `umask 022 && printf %s "$1" >"$2"`, "sh", content, path)
 	if err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
 	return nil
 }
 
-func (m *remote) remove(ctx context.Context, paths ...string) error {
-	_, err := m.output(ctx, append([]string{"rm", "-f"}, paths...)...)
+// Remove removes files; those that are not there are no error.
+func (m *Machine) Remove(ctx context.Context, paths ...string) error {
+	_, err := m.Output(ctx, append([]string{"rm", "-f"}, paths...)...)
 	return err
 }
 
-func (m *remote) commandLine(argv []string) string {
-	if m.sudo {
+func (m *Machine) commandLine(argv []string) string {
+	if m.Sudo {
 		argv = append([]string{"sudo", "-n"}, argv...)
 	}
 	quoted := make([]string, len(argv))
@@ -146,6 +151,6 @@ func check(cmd *packersdk.RemoteCmd, said string) error {
 	case packersdk.CmdDisconnect:
 		return fmt.Errorf("%s: the connection was lost", cmd.Command)
 	default:
-		return &exitError{cmd.Command, status, said}
+		return &ExitError{cmd.Command, status, said}
 	}
 }
