@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/consul"
@@ -34,6 +35,8 @@ const canaryWait = 3 * time.Second
 type marks struct {
 	// Directories is the fingerprint of the sources that xivo-dird last read.
 	Directories string `json:"directories"`
+	// Credentials is that of the members whose credentials xivo-ctid-ng last read.
+	Credentials string `json:"credentials,omitempty"`
 	// CtidRestarted is the address for which xivo-ctid was restarted: once.
 	CtidRestarted string `json:"ctid_restarted,omitempty"`
 	// Presences holds, per member, the xivo-ctid registration that was
@@ -82,7 +85,7 @@ func firewallRules(ctx context.Context, n *Node) (Resource, error) {
 		policy = policy.WithGossip()
 	}
 	if n.Config.Firewall.Strict {
-		policy = policy.Strict()
+		policy = policy.Strict(n.Platform.Traits)
 	}
 	return firewall.Rules(policy), nil
 }
@@ -102,8 +105,19 @@ func registered(ctx context.Context, n *Node) (Resource, error) {
 }
 
 var webService = withDB(func(n *Node, db *pgx.Conn) Resource {
-	return directory.Account(db, n.Credentials().Account(), n.Credentials().DirectoryPassword())
+	return directory.Account(db, n.Platform, n.Credentials().Account(), n.Credentials().DirectoryPassword())
 })
+
+// sharing opens a step that only a version takes for which the procedure was
+// written. A later one shares nothing with anybody.
+func sharing(open func(context.Context, *Node) (Resource, error)) func(context.Context, *Node) (Resource, error) {
+	return func(ctx context.Context, n *Node) (Resource, error) {
+		if !n.Platform.Traits.Joinable {
+			return nothing, nil
+		}
+		return open(ctx, n)
+	}
+}
 
 func joinedWAN(ctx context.Context, n *Node) (Resource, error) {
 	c, err := n.Consul(ctx)
@@ -113,9 +127,6 @@ func joinedWAN(ctx context.Context, n *Node) (Resource, error) {
 	peers, err := others(ctx, n.Config.Peers)
 	if len(peers) == 0 {
 		return nothing, err
-	}
-	if !n.Platform.Traits.Joinable {
-		return nil, fmt.Errorf("XiVO %s cannot be joined: contacts and statuses are shared in another way from 18.04 on", n.Platform.Version)
 	}
 	// One living peer is enough: gossip tells of the others.
 	return resource{
@@ -314,32 +325,63 @@ func dirdRestarted(ctx context.Context, n *Node) (Resource, error) {
 		return nil, err
 	}
 	found = slices.DeleteFunc(found, func(f directory.Found) bool { return !f.Ours })
-	now := fingerprint(found)
+	return rereads(n, "xivo-dird", "sources", found, func(m *marks) *string { return &m.Directories }), nil
+}
+
+// credentialsOfPeers: xivo-ctid-ng too reads its configuration at start only.
+// It holds no clients, so it may be restarted for a newcomer.
+func credentialsOfPeers(_ context.Context, n *Node) (Resource, error) {
+	if !n.Platform.Traits.PresenceCredentials {
+		return nothing, nil
+	}
+	var peers []ctid.Peer
+	for _, m := range n.members {
+		peers = append(peers, ctid.Peer{Name: directory.Name(m.UUID), UUID: m.UUID})
+	}
+	// The account tells the generation of the secret.
+	type told struct {
+		Account string
+		UUID    uuid.UUID
+	}
+	var read []told
+	for _, p := range peers {
+		read = append(read, told{n.Credentials().Account(), p.UUID})
+	}
+	return all{
+		ctid.Credentials(n.Platform, n.Identity().Advertise, n.Credentials().Account(), n.Credentials().DirectoryPassword(), peers),
+		rereads(n, "xivo-ctid-ng", "credentials", read, func(m *marks) *string { return &m.Credentials }),
+	}, nil
+}
+
+// rereads is a daemon that was started after what it reads at start last
+// changed. The fingerprint of what it read is at mark.
+func rereads[T any](n *Node, service, what string, wanted []T, mark func(*marks) *string) resource {
+	now := fingerprint(wanted)
 	return resource{
-		diff: func(context.Context) ([]string, error) {
+		diff: func(ctx context.Context) ([]string, error) {
 			// A daemon that a person stopped reads them when he starts it.
-			active, err := n.Platform.Init.Active(ctx, "xivo-dird")
+			active, err := n.Platform.Init.Active(ctx, service)
 			if err != nil || !active {
 				return nil, err
 			}
 			m, err := n.marks()
-			if err != nil || m.Directories == now || m.Directories == "" && len(found) == 0 {
+			if read := *mark(&m); err != nil || read == now || read == "" && len(wanted) == 0 {
 				return nil, err
 			}
-			return []string{"xivo-dird runs with sources from before the last change"}, nil
+			return []string{service + " runs with " + what + " from before the last change"}, nil
 		},
 		apply: func(ctx context.Context) error {
-			if err := n.Platform.Init.Restart(ctx, "xivo-dird"); err != nil {
+			if err := n.Platform.Init.Restart(ctx, service); err != nil {
 				return err
 			}
 			m, err := n.marks()
 			if err != nil {
 				return err
 			}
-			m.Directories = now
+			*mark(&m) = now
 			return n.writeState(marksFile, m)
 		},
-	}, nil
+	}
 }
 
 func fingerprint(v any) string {
@@ -433,6 +475,9 @@ func canaryAnswered(ctx context.Context, n *Node) (Resource, error) {
 // restarted or hears of a registration. The announcement is local, and made
 // only when messages from that member arrive.
 func presencesOpened(ctx context.Context, n *Node) (Resource, error) {
+	if !n.Platform.Traits.CtidAsksPeers {
+		return nothing, nil
+	}
 	c, err := n.Consul(ctx)
 	if err != nil {
 		return nil, err

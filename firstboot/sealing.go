@@ -15,6 +15,7 @@ import (
 
 	"github.com/xivo-mesh/packer-plugin-xivo/cloudinit"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/consul"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/ctid"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/directory"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/identity"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/platform"
@@ -60,7 +61,7 @@ func SealOperations() []SealOperation {
 		{Step{"consul-state", "Consul's raft, serf, keyrings, services, checks and node id are gone", sealConsul}, ours("become.consul-state")},
 		{Step{"consul-config", "Consul's mesh configuration is gone", gone(platform.ConsulConfigDir + "/interconnection.json")}, ours("become.consul-config")},
 		{Step{"consul-token", "Consul's master token is a placeholder, in every file that holds it", sealConsulToken}, ours("become.consul-token")},
-		{Step{"ctid-config", "xivo-ctid's mesh configuration is gone", gone(platform.CtidConfigDir + "/interconnection.yml")}, ours("become.ctid-config")},
+		{Step{"ctid-config", "xivo-ctid's mesh configuration is gone", gone(ctid.ConfigFiles...)}, ours("become.ctid-config")},
 		{Step{"erlang-cookie", "the Erlang cookie is gone", gone(platform.RabbitDataDir + "/.erlang.cookie")}, "RabbitMQ makes one when it starts"},
 		{Step{"certificate", "the TLS key and certificate are gone", gone(platform.CertificateFile, platform.CertificateKey)}, ours("become.certificate")},
 		{Step{"machine-id", "the machine id is empty", sealMachineID}, "systemd makes one at boot"},

@@ -128,6 +128,8 @@ func (n *Node) conclude(before Status, errs []error) Status {
 	switch {
 	case len(n.members) == 0 && !n.hasPeers:
 		s.State = Alone
+	case !n.Platform.Traits.Joinable:
+		s.State, s.Why = Waiting, fmt.Sprintf("XiVO %s cannot be joined to others: contacts and statuses are shared in another way from 18.04 on; take the peers out of the document", n.Platform.Version)
 	case len(n.members) > 0 && answered == len(n.members):
 		s.State = Joined
 	case answered > 0 || !s.FirstJoined.IsZero():

@@ -1,4 +1,5 @@
-// Package ctid configures xivo-ctid so that other nodes find it and reach it.
+// Package ctid configures xivo-ctid and its successor xivo-ctid-ng so that other
+// nodes find them and reach them, and they the other nodes.
 package ctid
 
 import (
@@ -9,11 +10,15 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"syscall"
 
+	"github.com/google/uuid"
 	"gopkg.in/yaml.v3"
 
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/platform"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/secret"
 )
 
 const (
@@ -21,55 +26,193 @@ const (
 	// listen is every address: the firewall says who may come.
 	listen = "0.0.0.0"
 	port   = "9495"
+
+	ngConfigDir = "/etc/xivo-ctid-ng/conf.d"
 )
+
+// ConfigFiles matches the files that ConfigFile and Credentials write.
+var ConfigFiles = []string{"/etc/xivo-*/conf.d/" + fileName, "/etc/wazo-*/conf.d/" + fileName}
 
 // Config is what ConfigFile returns.
 type Config struct {
-	platform *platform.Platform
-	want     []byte
+	platform  *platform.Platform
+	advertise string
 }
 
 // ConfigFile is /etc/xivo-ctid/conf.d/interconnection.yml, with which xivo-ctid
-// listens beyond loopback and registers itself in Consul at the address. It is
-// read when xivo-ctid starts; whether it took effect shows only in the service
-// that xivo-ctid registers (see Overridden for one reason why not).
-func ConfigFile(p *platform.Platform, advertise string) *Config {
-	// Everything is quoted: text that does not parse is skipped by xivo-ctid
-	// without an error, and it then runs with what it is shipped with.
-	var b bytes.Buffer
-	fmt.Fprintf(&b, "# Written by xivo-firstboot.\nrest_api:\n  http:\n    listen: %q\nservice_discovery:\n  advertise_address: %q\n", listen, advertise)
-	if p.Traits.CtidCheckURL {
-		fmt.Fprintf(&b, "  check_url: %q\n", "http://"+advertise+":"+port+"/0.1/infos")
+// registers itself in Consul at the address, and listens beyond loopback where
+// the peers' xivo-ctid ask it. Where xivo-ctid-ng looks up other daemons of a
+// peer (Traits.PresenceCredentials), every daemon with a conf.d gets the same
+// address. The files are read when the daemons start; whether xivo-ctid's took
+// effect shows only in the service that it registers (see Overridden for one
+// reason why not).
+func ConfigFile(p *platform.Platform, advertise string) *Config { return &Config{p, advertise} }
+
+// files returns the wanted content by file.
+func (c *Config) files() (map[string][]byte, error) {
+	files := map[string][]byte{}
+	if c.platform.Traits.PresenceCredentials {
+		for _, pattern := range ConfigFiles {
+			dirs, err := filepath.Glob(c.platform.Path(filepath.Dir(pattern)))
+			if err != nil {
+				return nil, err
+			}
+			for _, dir := range dirs {
+				files[filepath.Join(dir, fileName)] = discovery(c.advertise)
+			}
+		}
 	}
-	return &Config{p, b.Bytes()}
+	own := discovery(c.advertise)
+	if c.platform.Traits.CtidCheckURL {
+		own = fmt.Appendf(own, "  check_url: %q\n", checkURL(c.advertise))
+	}
+	if c.platform.Traits.CtidAsksPeers {
+		own = fmt.Appendf(own, "rest_api:\n  http:\n    listen: %q\n", listen)
+	}
+	files[c.platform.Path(platform.CtidConfigDir, fileName)] = own
+	return files, nil
 }
 
-func (c *Config) path() string { return c.platform.Path(platform.CtidConfigDir, fileName) }
+// discovery is what every daemon is told. Everything is quoted: text that does
+// not parse is skipped by XiVO's daemons without an error, and they then run
+// with what they are shipped with.
+func discovery(advertise string) []byte {
+	return fmt.Appendf(nil, "# Written by xivo-firstboot.\nservice_discovery:\n  advertise_address: %q\n", advertise)
+}
 
-// Diff compares the file.
+func checkURL(advertise string) string { return "http://" + advertise + ":" + port + "/0.1/infos" }
+
+// Diff compares the files.
 func (c *Config) Diff(context.Context) ([]string, error) {
-	name := filepath.Join(platform.CtidConfigDir, fileName)
-	have, err := os.ReadFile(c.path())
+	files, err := c.files()
+	if err != nil {
+		return nil, fmt.Errorf("ctid: %w", err)
+	}
+	var diff []string
+	for name, want := range files {
+		d, err := differs(c.platform, name, want)
+		if err != nil {
+			return nil, err
+		}
+		diff = append(diff, d...)
+	}
+	slices.Sort(diff)
+	return diff, nil
+}
+
+// Apply writes them. Nothing else that ends in .yml is left in the folders.
+func (c *Config) Apply(context.Context) error {
+	files, err := c.files()
+	if err != nil {
+		return fmt.Errorf("ctid: %w", err)
+	}
+	if err := os.MkdirAll(c.platform.Path(platform.CtidConfigDir), 0o755); err != nil {
+		return fmt.Errorf("ctid: %w", err)
+	}
+	for name, want := range files {
+		if err := platform.WriteFile(name, want, 0o644); err != nil {
+			return fmt.Errorf("ctid: %w", err)
+		}
+	}
+	return nil
+}
+
+func differs(p *platform.Platform, name string, want []byte) ([]string, error) {
+	told := "/" + strings.TrimPrefix(strings.TrimPrefix(name, p.Root), "/")
+	have, err := os.ReadFile(name)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return []string{name + " is missing"}, nil
+		return []string{told + " is missing"}, nil
 	case err != nil:
 		return nil, fmt.Errorf("ctid: %w", err)
-	case !bytes.Equal(have, c.want):
-		return []string{name + " differs"}, nil
+	case !bytes.Equal(have, want):
+		return []string{told + " differs"}, nil
 	}
 	return nil, nil
 }
 
-// Apply writes it. Nothing else that ends in .yml is left in the folder.
-func (c *Config) Apply(context.Context) error {
-	if err := os.MkdirAll(filepath.Dir(c.path()), 0o755); err != nil {
+// Peer is another node, as xivo-ctid-ng is told of it.
+type Peer struct {
+	Name string // of the entry: letters and digits
+	UUID uuid.UUID
+}
+
+// RemoteCredentials is what Credentials returns.
+type RemoteCredentials struct {
+	platform *platform.Platform
+	name     string
+	want     []byte
+}
+
+// Credentials is /etc/xivo-ctid-ng/conf.d/interconnection.yml: the address of
+// ConfigFile, and the web-service account with which xivo-ctid-ng gets a token
+// of each peer's xivo-auth, to ask that peer's xivo-ctid-ng for statuses. It is
+// read when xivo-ctid-ng starts, and by those only who may read the server's
+// TLS key, as xivo-ctid-ng may. A server without xivo-ctid-ng has none.
+func Credentials(p *platform.Platform, advertise, account string, password secret.Secret, peers []Peer) *RemoteCredentials {
+	want := discovery(advertise)
+	if len(peers) > 0 {
+		want = append(want, "remote_credentials:\n"...)
+	}
+	for _, peer := range slices.SortedFunc(slices.Values(peers), func(a, b Peer) int { return strings.Compare(a.Name, b.Name) }) {
+		want = fmt.Appendf(want, "  %s:\n    xivo_uuid: %q\n    service_id: %q\n    service_key: %q\n", peer.Name, peer.UUID, account, password.Reveal())
+	}
+	return &RemoteCredentials{p, p.Path(ngConfigDir, fileName), want}
+}
+
+// Diff compares the file.
+func (c *RemoteCredentials) Diff(context.Context) ([]string, error) {
+	if _, err := os.Stat(filepath.Dir(c.name)); errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	diff, err := differs(c.platform, c.name, c.want)
+	if diff != nil || err != nil {
+		return diff, err
+	}
+	have, err := os.Stat(c.name)
+	if err != nil {
+		return nil, fmt.Errorf("ctid: %w", err)
+	}
+	mode, group, err := c.access()
+	if err != nil {
+		return nil, err
+	}
+	if have.Mode().Perm() != mode || have.Sys().(*syscall.Stat_t).Gid != group {
+		return []string{filepath.Join(ngConfigDir, fileName) + " may be read by others than xivo-ctid-ng, or not by it"}, nil
+	}
+	return nil, nil
+}
+
+// Apply writes it.
+func (c *RemoteCredentials) Apply(context.Context) error {
+	mode, group, err := c.access()
+	if err != nil {
+		return err
+	}
+	// A replaced file keeps its mode: put that right before a secret goes in.
+	if err := os.Chmod(c.name, 0o600); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("ctid: %w", err)
 	}
-	if err := platform.WriteFile(c.path(), c.want, 0o644); err != nil {
+	err = platform.WriteFile(c.name, c.want, 0o600)
+	if err == nil {
+		err = os.Chown(c.name, -1, int(group))
+	}
+	if err == nil {
+		err = os.Chmod(c.name, mode)
+	}
+	if err != nil {
 		return fmt.Errorf("ctid: %w", err)
 	}
 	return nil
+}
+
+// access is who may read the file: root, and the group of the TLS key.
+func (c *RemoteCredentials) access() (fs.FileMode, uint32, error) {
+	key, err := os.Stat(c.platform.Path(platform.CertificateKey))
+	if err != nil {
+		return 0, 0, fmt.Errorf("ctid: %w", err)
+	}
+	return 0o640, key.Sys().(*syscall.Stat_t).Gid, nil
 }
 
 // Overridden returns the names of the files in the same folder that set the
@@ -84,12 +227,12 @@ func Overridden(p *platform.Platform, advertise string) ([]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("ctid: %w", err)
 	}
-	want := map[string]string{
-		"rest_api http listen":                listen,
-		"service_discovery advertise_address": advertise,
-	}
+	want := map[string]string{"service_discovery advertise_address": advertise}
 	if p.Traits.CtidCheckURL {
-		want["service_discovery check_url"] = "http://" + advertise + ":" + port + "/0.1/infos"
+		want["service_discovery check_url"] = checkURL(advertise)
+	}
+	if p.Traits.CtidAsksPeers {
+		want["rest_api http listen"] = listen
 	}
 
 	var winners []string

@@ -3,16 +3,25 @@ package directory
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/platform"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/secret"
 )
 
-// accountRights is all that reading contacts takes. xivo-confd does not look at
-// them for digest authentication, but a token of this account would carry them.
-var accountRights = []string{"confd.infos.read", "confd.users.read"}
+// accountRights is all that reading contacts takes, and where a peer's
+// xivo-ctid-ng asks with a token of this account, the statuses. xivo-confd does
+// not look at them for digest authentication.
+func accountRights(t platform.Traits) []string {
+	rights := []string{"confd.infos.read", "confd.users.read"}
+	if t.PresenceCredentials {
+		rights = append(rights, "ctid-ng.users.*.presences.read", "ctid-ng.lines.*.presences.read")
+	}
+	return rights
+}
 
 // accountText describes the account in XiVO's web interface.
 const accountText = "read by the other nodes of the mesh (xivo-firstboot)"
@@ -20,6 +29,7 @@ const accountText = "read by the other nodes of the mesh (xivo-firstboot)"
 // WebServiceAccount is what Account returns.
 type WebServiceAccount struct {
 	conn     *pgx.Conn
+	rights   []string
 	login    string
 	password secret.Secret
 }
@@ -27,8 +37,8 @@ type WebServiceAccount struct {
 // Account is the web-service account with which the other nodes read this
 // node's users: enabled, with password and no host, and with the least rights.
 // The password is stored in clear, as digest authentication needs it.
-func Account(conn *pgx.Conn, login string, password secret.Secret) *WebServiceAccount {
-	return &WebServiceAccount{conn, login, password}
+func Account(conn *pgx.Conn, p *platform.Platform, login string, password secret.Secret) *WebServiceAccount {
+	return &WebServiceAccount{conn, accountRights(p.Traits), login, password}
 }
 
 type account struct {
@@ -61,7 +71,7 @@ func (a *WebServiceAccount) Diff(ctx context.Context) ([]string, error) {
 	differs("password", have.Password != a.password.Reveal())
 	differs("host", have.Host != "")
 	differs("state: it is disabled", have.Disabled != 0)
-	differs("list of rights", have.Rights != nil && fmt.Sprint(have.Rights) != fmt.Sprint(accountRights))
+	differs("list of rights", have.Rights != nil && !slices.Equal(have.Rights, a.rights))
 	return diff, nil
 }
 
@@ -85,7 +95,7 @@ func (a *WebServiceAccount) Apply(ctx context.Context) error {
 		}
 		// obj until 15.20, acl after.
 		if columns["acl"] {
-			r["acl"] = accountRights
+			r["acl"] = a.rights
 		}
 		if have != nil {
 			return r.update(ctx, tx, "accesswebservice", have.ID)

@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/directory"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/platform"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/postgres"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/secret"
 	"github.com/xivo-mesh/packer-plugin-xivo/test/lab/schema"
@@ -122,7 +123,7 @@ func TestOnEverySchema(t *testing.T) {
 			local := text(t, conn, "SELECT directories FROM cticontexts WHERE name = 'default'")
 			switchboard := text(t, conn, "SELECT directories FROM cticontexts WHERE name = '__switchboard_directory'")
 
-			converge(t, directory.Account(conn, account, password))
+			converge(t, directory.Account(conn, &platform.Platform{}, account, password))
 			converge(t, source(conn, peerA))
 			converge(t, source(conn, peerB))
 			asWanted(t, source(conn, peerA))
@@ -170,16 +171,16 @@ func TestAccountOnAnUpgradedDatabase(t *testing.T) {
 	exec(t, conn, `ALTER TABLE accesswebservice DROP COLUMN obj`)
 	exec(t, conn, `ALTER TABLE accesswebservice ADD COLUMN acl varchar[] NOT NULL DEFAULT '{}'`)    // last, not where a fresh one has it
 	exec(t, conn, `INSERT INTO accesswebservice (id, name, description) VALUES (1, 'by hand', '')`) // the sequence lags behind
-	converge(t, directory.Account(conn, account, password))
+	converge(t, directory.Account(conn, &platform.Platform{}, account, password))
 	if got := text(t, conn, "SELECT acl::text FROM accesswebservice WHERE name = $1", account); got != "{confd.infos.read,confd.users.read}" {
 		t.Errorf("rights %s", got)
 	}
 
 	exec(t, conn, `UPDATE accesswebservice SET passwd = 'old', disable = 1, acl = '{#}' WHERE name = $1`, account)
-	converge(t, directory.Account(conn, account, password))
+	converge(t, directory.Account(conn, &platform.Platform{}, account, password))
 
 	exec(t, conn, `INSERT INTO accesswebservice (id, name, login, description) VALUES (99, 'twin', $1, '')`, account)
-	if _, err := directory.Account(conn, account, password).Diff(t.Context()); err == nil || !strings.Contains(err.Error(), `"twin"`) {
+	if _, err := directory.Account(conn, &platform.Platform{}, account, password).Diff(t.Context()); err == nil || !strings.Contains(err.Error(), `"twin"`) {
 		t.Errorf("two enabled accounts with one login: %v, want an error that names the other", err)
 	}
 }

@@ -10,6 +10,8 @@ import (
 	"os/exec"
 	"slices"
 	"strings"
+
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/platform"
 )
 
 // Chain is the chain that INPUT jumps to.
@@ -46,10 +48,14 @@ func (p Policy) WithGossip() Policy {
 	return p
 }
 
-// Strict guards what a XiVO has open anyway and the mesh uses: RabbitMQ and
-// xivo-confd. Phones and clients that use them need to be allowed then.
-func (p Policy) Strict() Policy {
+// Strict guards what a XiVO has open anyway and the mesh uses: RabbitMQ,
+// xivo-confd, and where peers ask for statuses there, xivo-auth and
+// xivo-ctid-ng. Phones and clients that use them need to be allowed then.
+func (p Policy) Strict(t platform.Traits) Policy {
 	p.Ports = append(slices.Clone(p.Ports), 5672, 9486)
+	if t.PresenceCredentials {
+		p.Ports = append(p.Ports, 9497, 9500)
+	}
 	return p
 }
 
