@@ -2,7 +2,6 @@ package firstboot
 
 import (
 	"context"
-	"errors"
 	"slices"
 	"time"
 )
@@ -19,43 +18,6 @@ const (
 	// stepDeadline bounds one step of a pass, whatever it waits for.
 	stepDeadline = 45 * time.Second
 )
-
-// Converge makes one pass: it brings this node to what the mesh needs, goes on
-// past what fails, and writes the status. The error is what could not be done.
-func (n *Node) Converge(ctx context.Context) (Status, []Change, error) {
-	n.reset()
-	before, err := n.ReadStatus(ctx)
-	if err != nil {
-		return before, nil, err
-	}
-	// Not to know the members is no reason to remove them.
-	if err := n.readState(membersFile, &n.members); err != nil {
-		return before, nil, err
-	}
-	if peers, err := others(ctx, n.Config.Peers); len(peers) > 0 || err != nil {
-		n.hasPeers = true
-	}
-
-	var changes []Change
-	var errs []error
-	for i, s := range ConvergePhase.Steps {
-		stepCtx, cancel := context.WithTimeout(ctx, stepDeadline)
-		diff, err := n.runStep(stepCtx, ConvergePhase.Name, s, i+1, len(ConvergePhase.Steps))
-		cancel()
-		if len(diff) > 0 {
-			changes = append(changes, Change{Step: ConvergePhase.Name + "." + s.Name, Diff: diff})
-		}
-		if err != nil {
-			errs = append(errs, err)
-		}
-		if ctx.Err() != nil {
-			return before, changes, ctx.Err()
-		}
-	}
-
-	after := n.conclude(before, errs)
-	return after, changes, errors.Join(append(errs, n.writeState(statusFile, after))...)
-}
 
 // Watch converges until ctx ends: at once, when the member list changed, and
 // now and then. Each status is handed to told.

@@ -1,0 +1,86 @@
+package firstboot
+
+import (
+	"context"
+	"time"
+
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/directory"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/mesh"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/rabbitmq"
+)
+
+// canaryWait is how long a pass waits for the members' answers.
+const canaryWait = 3 * time.Second
+
+func upstreamName(m mesh.Member) string { return directory.Name(m.UUID) }
+
+func upstreams(ctx context.Context, n *Node) (Resource, error) {
+	b, err := n.Broker(ctx)
+	if err != nil {
+		return nil, err
+	}
+	links, err := mesh.Topology{Kind: n.Config.Topology, Hub: n.Config.Hub}.Desired(n.Self(), n.members)
+	if err != nil {
+		return nil, err
+	}
+	found, err := b.Upstreams(ctx)
+	if err != nil {
+		return nil, err
+	}
+	// A second link to the same broker would bring every message twice.
+	byHand := map[string]string{}
+	for _, u := range found {
+		for _, host := range u.Hosts {
+			if !directory.Ours(u.Name) {
+				byHand[host] = u.Name
+			}
+		}
+	}
+	var rs all
+	wanted := map[string]bool{}
+	for _, m := range links.Upstreams {
+		if name := byHand[m.Address]; name != "" {
+			n.Log.Warn("an upstream made by hand is left as it is, and not doubled", "upstream", name, "peer", m.Host)
+			continue
+		}
+		wanted[upstreamName(m)] = true
+		rs = append(rs, b.Upstream(rabbitmq.Upstream{
+			Name:     upstreamName(m),
+			Host:     m.Address,
+			Account:  n.Credentials().Account(),
+			Password: n.Credentials().BrokerPassword(),
+			MaxHops:  links.MaxHops,
+			Links:    len(links.Upstreams),
+		}))
+	}
+	for _, u := range found {
+		if directory.Ours(u.Name) && !wanted[u.Name] {
+			rs = append(rs, b.NoUpstream(u.Name))
+		}
+	}
+	return rs, nil
+}
+
+// canaryAnswered sends a message to every member and waits for the answers.
+// Nothing can be applied: who does not answer is in the state.
+func canaryAnswered(ctx context.Context, n *Node) (Resource, error) {
+	canary, err := n.Canary(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if len(n.members) == 0 {
+		return nothing, nil
+	}
+	wanted := make([]string, len(n.members))
+	for i, m := range n.members {
+		wanted[i] = m.UUID.String()
+	}
+	ctx, cancel := context.WithTimeout(ctx, canaryWait)
+	defer cancel()
+	answered, err := canary.Ping(ctx, wanted...)
+	if err != nil {
+		return nil, err
+	}
+	n.answered = answered
+	return nothing, nil
+}
