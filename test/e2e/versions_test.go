@@ -1,0 +1,240 @@
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/xivo-mesh/packer-plugin-xivo/test/e2e/scenario"
+	"github.com/xivo-mesh/packer-plugin-xivo/test/lab"
+)
+
+// TestVersions goes from a XiVO of another version to a mesh of two clones of
+// it. That of 16.03 is TestMesh. PostgreSQL, RabbitMQ and Consul are the same in
+// all: what XiVO and its daemons did differently is what is tried here.
+func TestVersions(t *testing.T) {
+	if os.Getenv("XIVO_LAB") == "" {
+		t.Skip("boots machines: run make test")
+	}
+	for _, version := range []string{"15.20", "16.16"} {
+		t.Run(version, func(t *testing.T) { clonesJoin(t, version) })
+	}
+}
+
+func clonesJoin(t *testing.T, version string) {
+	debian, layers := xivo(t, version, "")
+	m, err := scenario.New(t.Context(), debian, layers...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { closeMesh(t, m) })
+	part := func(name string, f func(*testing.T)) {
+		if !t.Run(name, f) {
+			t.FailNow()
+		}
+	}
+
+	var golden *lab.Machine
+	var old map[string]string
+	part("it is sealed", func(t *testing.T) {
+		if golden, err = m.Lab.Start(t.Context(), lab.Node{Name: "xivo", Address: scenario.Address(9)}); err != nil {
+			t.Fatal(err)
+		}
+		if err := golden.WaitRunning(deadline(t, joinDeadline)); err != nil {
+			t.Fatal(err)
+		}
+		old = secretsOf(t, golden)
+		if out, err := golden.Run(t.Context(), "xivo-firstboot", "seal"); err == nil {
+			t.Fatalf("it passed its wizard, and was sealed without --allow-configured:\n%s", out)
+		}
+		for _, argv := range [][]string{
+			// The lab's seed is mounted where cloud-init's state is.
+			{"umount", "/var/lib/cloud/seed/nocloud"},
+			{"xivo-firstboot", "seal", "--allow-configured"},
+			{"xivo-firstboot", "seal", "--last"},
+		} {
+			if out, err := golden.Run(t.Context(), argv...); err != nil {
+				t.Fatalf("%v\n%s", err, out)
+			}
+		}
+		if err := golden.Poweroff(deadline(t, proofDeadline)); err != nil {
+			t.Fatal(err)
+		}
+	})
+
+	nodes := make([]*scenario.Node, 2)
+	uuids := make([]string, 2)
+	part("two clones of it become two nodes of one mesh", func(t *testing.T) {
+		for n := range nodes {
+			if nodes[n], err = m.BootCopy(t.Context(), n+1, &scenario.Node{Machine: golden}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for n, node := range nodes {
+			s, err := node.WaitJoined(deadline(t, joinDeadline), 1, time.Time{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if version < "16.07" {
+				storedIsThere(t, node)
+			}
+			if s.Version != version {
+				t.Errorf("%s says that it is XiVO %s", node.Name, s.Version)
+			}
+			if err := node.WaitRunning(deadline(t, proofDeadline)); err != nil {
+				t.Fatal(err)
+			}
+			if uuids[n], err = node.UUID(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+
+	part("nothing of the original's identity is left", func(t *testing.T) {
+		seen := map[string]string{}
+		for n, node := range nodes {
+			all := identities(t, node, version, uuids[n])
+			for place, secret := range secretsOf(t, node.Machine) {
+				all[place] = secret
+			}
+			for place, identity := range all {
+				if other, taken := seen[place+identity]; taken && !shared[place] {
+					t.Errorf("%s and %s have one %s: %s", other, node.Name, place, identity)
+				}
+				seen[place+identity] = node.Name
+			}
+			for place, identity := range old {
+				if where := holders(t, node, identity); where != "" {
+					t.Errorf("%s still has the original's %s:\n%s", node.Name, place, where)
+				}
+			}
+		}
+	})
+
+	part("each finds the other's user, and sees his status change", func(t *testing.T) {
+		users := make([]scenario.User, 2)
+		clients := make([]*scenario.Client, 2)
+		for n, node := range nodes {
+			if users[n], err = node.AddUser(t.Context(), fmt.Sprint("User", n)); err != nil {
+				t.Fatal(err)
+			}
+			if clients[n], err = node.Connect(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for n, node := range nodes {
+			peer := 1 - n
+			if err := node.Finds(deadline(t, proofDeadline), users[peer], uuids[peer]); err != nil {
+				t.Error(err)
+			}
+			// Nobody has set it yet: it has to be fetched from the other node.
+			if err := clients[n].Watch(uuids[peer], users[peer].ID); err != nil {
+				t.Fatal(err)
+			}
+			if err := clients[n].Learns(deadline(t, proofDeadline), uuids[peer], users[peer].ID); err != nil {
+				t.Error(err)
+			}
+			for _, status := range []string{"available", "away"} {
+				if err := clients[peer].SetStatus(users[peer].ID, status); err != nil {
+					t.Fatal(err)
+				}
+				if err := clients[n].Sees(deadline(t, proofDeadline), uuids[peer], users[peer].ID, status); err != nil {
+					t.Error(err)
+				}
+			}
+		}
+	})
+
+	part("each can look the other up in Consul as its xivo-ctid does", func(t *testing.T) {
+		question := `curl -ksSf -H "X-Consul-Token: $(sed -n 's/^  token: //p' /etc/xivo-ctid/conf.d/050-xivo-consul-token.yml)" "https://localhost:8500/v1/catalog/service/xivo-ctid?dc=$1"`
+		if version == "16.16" { // from 16.15 on without a token, and only those whose check passes
+			question = `curl -ksSf "https://localhost:8500/v1/health/service/xivo-ctid?passing&dc=$1"`
+		}
+		for n, node := range nodes {
+			dc, err := nodes[1-n].Run(t.Context(), "sed", "-n", `s/^ *"datacenter": "\(.*\)",$/\1/p`, "/etc/consul/xivo/interconnection.json")
+			if err != nil {
+				t.Fatal(err)
+			}
+			out, err := node.Run(t.Context(), "sh", "-ec", question, "question", strings.TrimSpace(dc))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !strings.Contains(out, uuids[1-n]) || !strings.Contains(out, nodes[1-n].Address.String()) {
+				t.Errorf("%s finds %s", node.Name, out)
+			}
+			if version != "15.20" {
+				continue
+			}
+			// Up to 15.20 Consul asks xivo-ctid at check_url whether it lives.
+			out, err = node.Run(t.Context(), "sh", "-ec",
+				`curl -sSf "$(sed -n 's/^  check_url: "\(.*\)"$/\1/p' /etc/xivo-ctid/conf.d/interconnection.yml)"`)
+			if err != nil || !strings.Contains(out, uuids[n]) {
+				t.Errorf("%s: xivo-ctid's check: %v: %s", node.Name, err, out)
+			}
+		}
+	})
+
+	part("a second pass finds nothing to do, and does nothing", func(t *testing.T) {
+		for _, node := range nodes {
+			before := picture(t, node)
+			if out, err := node.Run(t.Context(), "xivo-firstboot", "plan"); err != nil || strings.TrimSpace(out) != "nothing to change" {
+				t.Errorf("%s: the plan: %v\n%s", node.Name, err, out)
+			}
+			if out, err := node.Run(t.Context(), "xivo-firstboot", "converge"); err != nil {
+				t.Errorf("%v\n%s", err, out)
+			}
+			if diff := cmp.Diff(before, picture(t, node)); diff != "" {
+				t.Errorf("%s (-before +after):\n%s", node.Name, diff)
+			}
+		}
+	})
+}
+
+// shared is what the nodes of a mesh have in common, and no other machine has.
+var shared = map[string]bool{"Consul master token": true}
+
+// secretsOf returns what a clone must not have of its original, by what it is.
+func secretsOf(t *testing.T, m *lab.Machine) map[string]string {
+	t.Helper()
+	all := map[string]string{}
+	for what, script := range map[string]string{
+		"XiVO UUID":           `PGPASSWORD=proformatique psql -Atqh localhost -U asterisk -c 'SELECT uuid FROM infos' asterisk`,
+		"Consul master token": `cat /var/lib/consul/master_token`,
+		"Consul node id":      `cat /var/lib/consul/node-id`,
+		"machine id":          `cat /etc/machine-id`,
+		"Erlang cookie":       `cat /var/lib/rabbitmq/.erlang.cookie`,
+		"TLS key":             `sed -n 2p /usr/share/xivo-certs/server.key`,
+		"SSH host key":        `cut -d ' ' -f 2 /etc/ssh/ssh_host_ed25519_key.pub`,
+		"key of xivo-agid":    `sed -n 's/^service_key: //p' /var/lib/xivo-auth-keys/xivo-agid-key.yml`,
+		"key of xivo-ctid":    `sed -n 's/^service_key: //p' /var/lib/xivo-auth-keys/xivo-ctid-key.yml`,
+	} {
+		out, err := m.Run(t.Context(), "sh", "-ec", script)
+		if err != nil || strings.TrimSpace(out) == "" {
+			t.Errorf("%s has no %s: %v", m.Name, what, err)
+			continue
+		}
+		all[what] = strings.TrimSpace(out)
+	}
+	return all
+}
+
+// holders tells where on a machine a text is: in a file, in a row that can be
+// read, or in the environment of a process. What PostgreSQL has not overwritten
+// yet in its own files counts for nothing, and the seal's manifest tells what was
+// taken out.
+func holders(t *testing.T, n *scenario.Node, text string) string {
+	t.Helper()
+	out, err := n.Run(t.Context(), "sh", "-c", `
+find /etc /home /opt /root /srv /usr/local /usr/share/xivo* /var -xdev -type f -not -path '/var/lib/postgresql/*' -not -path /var/lib/xivo-firstboot/seal.json -exec grep -laF -e "$1" {} +
+PGPASSWORD=proformatique pg_dump --host=localhost --username=asterisk asterisk | grep -aF -e "$1"
+grep -laF -e "XIVO_UUID=$1" /proc/[0-9]*/environ
+true`, "holders", text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.TrimSpace(out)
+}
