@@ -6,8 +6,10 @@ package server
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"fmt"
 	"net"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -80,6 +82,36 @@ chroot --userspec=postgres:postgres "$root" "$bin/postgres" -D /tmp/pg/db -p "$p
 		t.Fatalf("postgres: create the database: %v", err)
 	}
 
+	fill(ctx, t, dsn, schemaSQL)
+	return dsn
+}
+
+// Database makes one more database in the server of a DSN that Postgres
+// returned, applies a schema to it, and returns the DSN of the new one.
+func Database(t testing.TB, dsn, schemaSQL string) string {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), startDeadline)
+	defer cancel()
+	admin, err := pgx.Connect(ctx, dsn)
+	if err != nil {
+		t.Fatalf("postgres: %v", err)
+	}
+	defer admin.Close(ctx)
+	name := "d" + strings.ToLower(rand.Text())
+	if _, err := admin.Exec(ctx, "CREATE DATABASE "+name+" TEMPLATE template0 ENCODING 'UTF8'"); err != nil {
+		t.Fatalf("postgres: create a database: %v", err)
+	}
+	u, err := url.Parse(dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.Path = "/" + name
+	fill(ctx, t, u.String(), schemaSQL)
+	return u.String()
+}
+
+func fill(ctx context.Context, t testing.TB, dsn, schemaSQL string) {
+	t.Helper()
 	conn, err := pgx.Connect(ctx, dsn)
 	if err != nil {
 		t.Fatalf("postgres: %v", err)
@@ -88,7 +120,6 @@ chroot --userspec=postgres:postgres "$root" "$bin/postgres" -D /tmp/pg/db -p "$p
 	if _, err := conn.PgConn().Exec(ctx, schemaSQL).ReadAll(); err != nil {
 		t.Fatalf("postgres: apply the schema: %v", err)
 	}
-	return dsn
 }
 
 // start runs the command and kills it when the test ends. The channel closes
