@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -73,7 +74,12 @@ func content(t *testing.T, p *platform.Platform, name string) string {
 
 func database(t *testing.T, era string) *pgx.Conn {
 	t.Helper()
-	conn, err := postgres.ConnectTo(t.Context(), server.Postgres(t, schema.SQL(era)))
+	return open(t, server.Postgres(t, schema.SQL(era)))
+}
+
+func open(t *testing.T, dsn string) *pgx.Conn {
+	t.Helper()
+	conn, err := postgres.ConnectTo(t.Context(), dsn)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -275,6 +281,109 @@ func TestServiceKeys(t *testing.T) {
 	if got := text(t, conn, "SELECT count(*)::text FROM directories d JOIN accesswebservice a ON a.login = d.xivo_username AND a.passwd = d.xivo_password"); got != "1" {
 		t.Error("the local source's copy of the key was not changed with it")
 	}
+}
+
+// keyTool stands in for xivo-update-keys: up to 15.20 it makes a random key for
+// each service that it is given, later a file for each account (here: those of
+// the variable ACCOUNTS). It says what it was called with.
+const keyTool = `#!/bin/sh
+echo "xivo-update-keys $*" >>"$CALLS"
+[ $# -gt 0 ] || set -- $ACCOUNTS
+for service; do
+	echo "service_key: $(cat /proc/sys/kernel/random/uuid)" >"$KEYS/$service-key.yml"
+done
+`
+
+// What the seal takes out, a first boot gives back: in every release that
+// service has a key afterwards, and another one.
+func TestServiceKeysOfEveryEra(t *testing.T) {
+	dsn := server.Postgres(t, "")
+	files := []string{"xivo-agentd-cli", "xivo-agid", "xivo-ctid", "xivo-dird-phoned"}
+	accounts := []string{"xivo-agentd-cli", "xivo-agid", "xivo-ctid", "xivo-ctid-ng", "xivo-dird-phoned"}
+	for _, c := range []struct {
+		name, version, schema string
+		services              []string
+		calls                 string
+	}{
+		{"15.19: a random key in a file each", "15.19", "15.20", files, "xivo-update-keys xivo-agentd-cli\nxivo-update-keys xivo-agid\nxivo-update-keys xivo-ctid\nxivo-update-keys xivo-dird-phoned\n"},
+		{"15.20: likewise", "15.20", "15.20", files, "xivo-update-keys xivo-agentd-cli\nxivo-update-keys xivo-agid\nxivo-update-keys xivo-ctid\nxivo-update-keys xivo-dird-phoned\n"},
+		{"16.01: the files follow the accounts", "16.01", "16.03", accounts, "xivo-update-keys \n"},
+		{"16.03: likewise", "16.03", "16.03", accounts, "xivo-update-keys \n"},
+		{"16.13: an account more", "16.13", "16.13", append(accounts[:5:5], "xivo-wizard"), "xivo-update-keys \n"},
+		{"18.03: likewise", "18.03", "17.17", append(accounts[:5:5], "xivo-wizard"), "xivo-update-keys \n"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			conn := open(t, server.Database(t, dsn, schema.SQL(c.schema)))
+			p := detected(t, c.version)
+			dir := p.Path("/var/lib/xivo-auth-keys")
+			bin, calls := t.TempDir(), filepath.Join(t.TempDir(), "calls")
+			if err := errors.Join(os.MkdirAll(dir, 0o755), os.WriteFile(filepath.Join(bin, "xivo-update-keys"), []byte(keyTool), 0o755)); err != nil {
+				t.Fatal(err)
+			}
+			t.Setenv("PATH", bin+":"+os.Getenv("PATH"))
+			t.Setenv("KEYS", dir)
+			t.Setenv("CALLS", calls)
+			t.Setenv("ACCOUNTS", strings.Join(c.services, " "))
+			before := map[string]string{}
+			for _, s := range c.services {
+				before[s] = "of the original"
+				if err := os.WriteFile(filepath.Join(dir, s+"-key.yml"), []byte(before[s]), 0o640); err != nil {
+					t.Fatal(err)
+				}
+			}
+
+			converge(t, identity.NoServiceKeys(conn, p))
+			if left, _ := os.ReadDir(dir); len(left) > 0 {
+				t.Errorf("sealed, and still there: %v", left)
+			}
+			keys := identity.ServiceKeys(conn, p)
+			if diff, err := keys.Diff(t.Context()); err != nil || len(diff) < len(c.services) {
+				t.Errorf("before: %q, %v", diff, err)
+			}
+			if err := keys.Apply(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if diff, err := keys.Diff(t.Context()); err != nil || diff != nil {
+				t.Errorf("after: %q, %v", diff, err)
+			}
+			seen := map[string]bool{}
+			for _, s := range c.services {
+				key := content(t, p, "/var/lib/xivo-auth-keys/"+s+"-key.yml")
+				if key == before[s] || seen[key] {
+					t.Errorf("%s: the original's key, or another service's: %s", s, key)
+				}
+				seen[key] = true
+			}
+			if said, _ := os.ReadFile(calls); string(said) != c.calls {
+				t.Errorf("called %q, want %q", said, c.calls)
+			}
+
+			one := filepath.Join(dir, c.services[0]+"-key.yml")
+			other := content(t, p, "/var/lib/xivo-auth-keys/"+c.services[1]+"-key.yml")
+			if err := os.Remove(one); err != nil {
+				t.Fatal(err)
+			}
+			if err := keys.Apply(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := os.Stat(one); err != nil {
+				t.Error("a file that was lost is not made again: ", err)
+			}
+			if len(p.Traits.KeyFiles) > 0 && content(t, p, "/var/lib/xivo-auth-keys/"+c.services[1]+"-key.yml") != other {
+				t.Error("a random key that was there is another now")
+			}
+		})
+	}
+}
+
+// detected is a server of a version, as it tells it.
+func detected(t *testing.T, version string) *platform.Platform {
+	t.Helper()
+	p, err := platform.Detect(root(t, map[string]string{platform.VersionFile: version}).Root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
 }
 
 func TestCertificate(t *testing.T) {
