@@ -17,7 +17,6 @@ import (
 	"math"
 	"math/big"
 	"net"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -33,6 +32,7 @@ import (
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/consul"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/platform"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/secret"
+	"github.com/xivo-mesh/packer-plugin-xivo/test/lab/server"
 )
 
 const (
@@ -94,21 +94,21 @@ func read(t *testing.T, p *platform.Platform, name string) string {
 	return string(data)
 }
 
-type ports struct{ https, server, lan, wan int }
+type ports struct{ https, http, server, lan, wan int }
 
 func free(t *testing.T) ports {
 	t.Helper()
-	var n [4]int
+	var n [5]int
 	for i := range n {
 		l, err := net.Listen("tcp4", "0.0.0.0:0")
 		check(t, err)
 		defer l.Close()
 		n[i] = l.Addr().(*net.TCPAddr).Port
 	}
-	return ports{n[0], n[1], n[2], n[3]}
+	return ports{n[0], n[1], n[2], n[3], n[4]}
 }
 
-func server(t *testing.T, name string, n ports) *platform.Platform {
+func layout(t *testing.T, name string, n ports) *platform.Platform {
 	t.Helper()
 	p := &platform.Platform{Root: t.TempDir()}
 	cert, key := keyPair(t)
@@ -130,7 +130,7 @@ func server(t *testing.T, name string, n ports) *platform.Platform {
     "performance": {"raft_multiplier": 1},
     "ports": {
         "dns": -1,
-        "http": -1,
+        "http": %[10]d,
         "https": %[6]d,
         "server": %[7]d,
         "serf_lan": %[8]d,
@@ -139,7 +139,7 @@ func server(t *testing.T, name string, n ports) *platform.Platform {
     "rejoin_after_leave": true,
     "server": true
 }
-`, name, token, p.Path(platform.ConsulDataDir), p.Path(platform.CertificateFile), p.Path(platform.CertificateKey), n.https, n.server, n.lan, n.wan), 0o600)
+`, name, token, p.Path(platform.ConsulDataDir), p.Path(platform.CertificateFile), p.Path(platform.CertificateKey), n.https, n.server, n.lan, n.wan, n.http), 0o600)
 	write(t, p, masterTok, token, 0o600)
 	write(t, p, daemonTok, "consul:\n  token: '"+token+"'\n", 0o640)
 	write(t, p, daemonCfg, "consul:\n  scheme: https\n", 0o644)
@@ -170,31 +170,75 @@ func binary(t *testing.T) string {
 
 func start(t *testing.T, p *platform.Platform, args ...string) (*consul.Client, func()) {
 	t.Helper()
+	stop := run(t, p, args...)
+	return dial(t, p), stop
+}
+
+// run starts the server and does not wait for it.
+func run(t *testing.T, p *platform.Platform, args ...string) (stop func()) {
+	t.Helper()
 	cmd := exec.Command(binary(t), append([]string{"agent", "-config-dir", p.Path(platform.ConsulConfigDir)}, args...)...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	var log strings.Builder
 	cmd.Stdout, cmd.Stderr = &log, &log
 	check(t, cmd.Start())
-	stop := func() { cmd.Process.Kill(); cmd.Wait() }
+	stop = func() { cmd.Process.Kill(); cmd.Wait() }
 	t.Cleanup(func() {
 		stop()
 		if t.Failed() && testing.Verbose() {
 			t.Log(log.String())
 		}
 	})
+	return stop
+}
+
+// dial returns the client of a server that has a leader.
+func dial(t *testing.T, p *platform.Platform) *consul.Client {
+	t.Helper()
 	c, err := consul.Dial(p)
 	check(t, err)
 	ctx, cancel := context.WithTimeout(t.Context(), 40*time.Second)
 	defer cancel()
 	check(t, c.WaitLeader(ctx))
-	return c, stop
+	return c
 }
 
-// raw is a second way to the API, for what the tests put there.
+// starter starts the server of a platform, as start does.
+type starter func(t *testing.T, p *platform.Platform, args ...string) (*consul.Client, func())
+
+// everyAge runs a test against Consul as it is, and as XiVO's oldest answer.
+func everyAge(t *testing.T, test func(t *testing.T, start starter)) {
+	t.Run("Consul as it is", func(t *testing.T) { test(t, start) })
+	t.Run("with the habits of 0.5", func(t *testing.T) { test(t, startOld) })
+}
+
+// startOld puts the habits of an old Consul in front of a new one: on the port
+// that the configuration tells, which is all that the client knows.
+func startOld(t *testing.T, p *platform.Platform, args ...string) (*consul.Client, func()) {
+	t.Helper()
+	behind := free(t).https
+	stop := run(t, p, append(args, fmt.Sprint("-https-port=", behind))...)
+	stopProxy := oldConsul(t, p, behind, new(server.OldConsul))
+	return dial(t, p), func() { stopProxy(); stop() }
+}
+
+func oldConsul(t *testing.T, p *platform.Platform, behind int, o *server.OldConsul) (stop func()) {
+	t.Helper()
+	pair, err := tls.LoadX509KeyPair(p.Path(platform.CertificateFile), p.Path(platform.CertificateKey))
+	check(t, err)
+	var config struct {
+		Master string `json:"acl_master_token"`
+		Ports  struct{ HTTPS int }
+	}
+	check(t, json.Unmarshal([]byte(read(t, p, packaged)), &config))
+	return o.Serve(t, fmt.Sprint("127.0.0.1:", config.Ports.HTTPS), pair, behind, config.Master)
+}
+
+// raw is a second way to the API, for what the tests put there: the HTTP port,
+// which XiVO leaves off.
 func raw(t *testing.T, n ports) *api.Client {
 	t.Helper()
-	c, err := api.NewClient(&api.Config{Address: fmt.Sprintf("127.0.0.1:%d", n.https), Scheme: "https", Token: token,
-		HttpClient: &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}})
+	c, err := api.NewClient(&api.Config{Address: fmt.Sprintf("127.0.0.1:%d", n.http), Token: token})
 	check(t, err)
 	return c
 }
@@ -221,7 +265,7 @@ func TestConfigFileHasTheKeysThatTheVersionKnows(t *testing.T) {
 		"0.7 and on": {platform.Traits{ConsulPerformance: true}, withPerformance},
 	} {
 		t.Run(name, func(t *testing.T) {
-			p := server(t, "xivo", free(t))
+			p := layout(t, "xivo", free(t))
 			p.Traits = c.traits
 			diff := becomes(t, consul.ConfigFile(p, settings()))
 			if s := strings.Join(diff, " "); strings.Contains(s, meshToken) || strings.Contains(s, gossipKey) {
@@ -240,7 +284,7 @@ func TestConfigFileThatOthersMayReadOrConsulMayNotDiffers(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("needs root, to give files away")
 	}
-	p := server(t, "xivo", free(t))
+	p := layout(t, "xivo", free(t))
 	check(t, os.Chown(p.Path(packaged), 1234, 1235))
 	r := consul.ConfigFile(p, settings())
 	becomes(t, r)
@@ -257,7 +301,7 @@ func TestConfigFileThatOthersMayReadOrConsulMayNotDiffers(t *testing.T) {
 }
 
 func TestConfigFileThatIsOverriddenIsAnError(t *testing.T) {
-	p := server(t, "xivo", free(t))
+	p := layout(t, "xivo", free(t))
 	r := consul.ConfigFile(p, settings())
 	becomes(t, r)
 	write(t, p, platform.ConsulConfigDir+"/local.json", `{"datacenter": "other"}`, 0o600)
@@ -274,7 +318,7 @@ func TestUnusableSettingsAreRefused(t *testing.T) {
 		"a key of the wrong length": func(s *consul.Settings) { s.GossipKey = "a2V5" },
 	} {
 		t.Run(name, func(t *testing.T) {
-			p := server(t, "xivo", free(t))
+			p := layout(t, "xivo", free(t))
 			s := settings()
 			change(&s)
 			if err := consul.ConfigFile(p, s).Apply(t.Context()); err == nil {
@@ -288,7 +332,7 @@ func TestUnusableSettingsAreRefused(t *testing.T) {
 }
 
 func TestTokenFilesChangeNothingButTheToken(t *testing.T) {
-	p := server(t, "xivo", free(t))
+	p := layout(t, "xivo", free(t))
 	names := []string{masterTok, packaged, daemonTok}
 	before := map[string]string{}
 	for i, name := range names {
@@ -318,7 +362,7 @@ func TestTokenFilesChangeNothingButTheToken(t *testing.T) {
 }
 
 func TestEmptiedRefusesWhileConsulRunsAndKeepsTheTokens(t *testing.T) {
-	p := server(t, "xivo", free(t))
+	p := layout(t, "xivo", free(t))
 	_, stop := start(t, p)
 	r := consul.Emptied(p)
 	if err := r.Apply(t.Context()); err == nil || !strings.Contains(err.Error(), "consul") {
@@ -383,9 +427,9 @@ func contents(t *testing.T, c *api.Client) map[string]api.KVPair {
 	return m
 }
 
-func roundTrip(t *testing.T, pairs []*api.KVPair) {
+func roundTrip(t *testing.T, start starter, pairs []*api.KVPair) {
 	n := free(t)
-	p := server(t, "xivo", n)
+	p := layout(t, "xivo", n)
 	c, stop := start(t, p)
 	fill(t, raw(t, n), pairs)
 	want := contents(t, raw(t, n))
@@ -410,60 +454,70 @@ func roundTrip(t *testing.T, pairs []*api.KVPair) {
 	}
 }
 
-func TestTheKVSurvivesAResetBitForBit(t *testing.T)        { roundTrip(t, awkward) }
-func TestKeysThatNoURLCarriesSurviveTheReset(t *testing.T) { roundTrip(t, onlyTxn) }
+func TestTheKVSurvivesAResetBitForBit(t *testing.T) {
+	everyAge(t, func(t *testing.T, start starter) { roundTrip(t, start, awkward) })
+}
+
+// Only a Consul that has transactions can have them.
+func TestKeysThatNoURLCarriesSurviveTheReset(t *testing.T) { roundTrip(t, start, onlyTxn) }
 
 func TestAnExportIsNeverWrittenOver(t *testing.T) {
-	n := free(t)
-	p := server(t, "xivo", n)
-	c, _ := start(t, p)
-	file := p.Path(platform.StateDir, "kv.json")
-	check(t, c.Export(t.Context(), file)) // the probe was the only key
-	same(t, c.Import(file))
-	check(t, os.WriteFile(file, []byte("precious"), 0o600))
-	if err := c.Export(t.Context(), file); !errors.Is(err, fs.ErrExist) {
-		t.Errorf("%v", err)
-	}
-	if data, _ := os.ReadFile(file); string(data) != "precious" {
-		t.Errorf("%s", data)
-	}
-	for _, damaged := range []string{"precious", "{}", `{"format":1}`, `["8", null]`, `{"format":2,"entries":[]}`} {
-		check(t, os.WriteFile(file, []byte(damaged), 0o600))
-		if _, err := c.Import(file).Diff(t.Context()); err == nil || strings.Contains(err.Error(), "%!") {
-			t.Errorf("%s: %v", damaged, err)
+	everyAge(t, func(t *testing.T, start starter) {
+		n := free(t)
+		p := layout(t, "xivo", n)
+		c, _ := start(t, p)
+		file := p.Path(platform.StateDir, "kv.json")
+		check(t, c.Export(t.Context(), file)) // the probe was the only key
+		same(t, c.Import(file))
+		check(t, os.WriteFile(file, []byte("precious"), 0o600))
+		if err := c.Export(t.Context(), file); !errors.Is(err, fs.ErrExist) {
+			t.Errorf("%v", err)
 		}
-	}
+		if data, _ := os.ReadFile(file); string(data) != "precious" {
+			t.Errorf("%s", data)
+		}
+		for _, damaged := range []string{"precious", "{}", `{"format":1}`, `["8", null]`, `{"format":2,"entries":[]}`} {
+			check(t, os.WriteFile(file, []byte(damaged), 0o600))
+			if _, err := c.Import(file).Diff(t.Context()); err == nil || strings.Contains(err.Error(), "%!") {
+				t.Errorf("%s: %v", damaged, err)
+			}
+		}
+	})
 }
 
 func TestAKeyThatJSONAltersIsNotExported(t *testing.T) {
-	n := free(t)
-	p := server(t, "xivo", n)
-	c, _ := start(t, p)
-	if _, err := raw(t, n).KV().Put(&api.KVPair{Key: "xivo/\xff", Value: []byte("x")}, nil); err != nil {
-		t.Skip("Consul does not take such a key: ", err)
-	}
-	file := p.Path(platform.StateDir, "kv.json")
-	if err := c.Export(t.Context(), file); err == nil {
-		t.Error("exported under another name")
-	}
+	everyAge(t, func(t *testing.T, start starter) {
+		n := free(t)
+		p := layout(t, "xivo", n)
+		c, _ := start(t, p)
+		if _, err := raw(t, n).KV().Put(&api.KVPair{Key: "xivo/\xff", Value: []byte("x")}, nil); err != nil {
+			t.Skip("Consul does not take such a key: ", err)
+		}
+		file := p.Path(platform.StateDir, "kv.json")
+		if err := c.Export(t.Context(), file); err == nil {
+			t.Error("exported under another name")
+		}
+	})
 }
 
 func TestAnErrorTellsNoKeyThatIsAToken(t *testing.T) {
-	n := free(t)
-	p := server(t, "xivo", n)
-	c, _ := start(t, p)
-	file := p.Path(platform.StateDir, "kv.json")
-	value := strings.Repeat("A", 800<<10) // base64 of more than Consul takes
-	check(t, os.WriteFile(file, []byte(`{"format":1,"entries":[{"key":"xivo/xivo-auth/tokens/live-token","value":"`+value+`","flags":0}]}`), 0o600))
-	if err := c.Import(file).Apply(t.Context()); err == nil || strings.Contains(err.Error(), "live-token") {
-		t.Errorf("%.300v", err)
-	}
+	everyAge(t, func(t *testing.T, start starter) {
+		n := free(t)
+		p := layout(t, "xivo", n)
+		c, _ := start(t, p)
+		file := p.Path(platform.StateDir, "kv.json")
+		value := strings.Repeat("A", 800<<10) // base64 of more than Consul takes
+		check(t, os.WriteFile(file, []byte(`{"format":1,"entries":[{"key":"xivo/xivo-auth/tokens/live-token","value":"`+value+`","flags":0}]}`), 0o600))
+		if err := c.Import(file).Apply(t.Context()); err == nil || strings.Contains(err.Error(), "live-token") {
+			t.Errorf("%.300v", err)
+		}
+	})
 }
 
 func TestTheKVIsExportedAtRest(t *testing.T) {
 	t.Setenv("PATH", filepath.Dir(binary(t))+":"+os.Getenv("PATH"))
 	n := free(t)
-	p := server(t, "xivo", n)
+	p := layout(t, "xivo", n)
 	_, stop := start(t, p)
 	fill(t, raw(t, n), awkward)
 	file := p.Path(platform.StateDir, "kv.json")
@@ -484,8 +538,22 @@ func TestTheKVIsExportedAtRest(t *testing.T) {
 }
 
 func TestAWrongTokenDoesNothing(t *testing.T) {
+	t.Run("Consul as it is", func(t *testing.T) {
+		wrong := wrongTokenDoesNothing(t, start)
+		if got, err := wrong.LocalServices(t.Context()); err == nil {
+			t.Errorf("services: %v", got)
+		}
+		if got, err := wrong.WANMembers(t.Context()); err == nil {
+			t.Errorf("members: %v", got)
+		}
+	})
+	// The agent of such a Consul asks for no token.
+	t.Run("with the habits of 0.5", func(t *testing.T) { wrongTokenDoesNothing(t, startOld) })
+}
+
+func wrongTokenDoesNothing(t *testing.T, start starter) *consul.Client {
 	n := free(t)
-	p := server(t, "xivo", n)
+	p := layout(t, "xivo", n)
 	start(t, p)
 	fill(t, raw(t, n), awkward)
 	check(t, consul.TokenFiles(p, "11111111-2222-3333-4444-555555555555").Apply(t.Context()))
@@ -498,12 +566,6 @@ func TestAWrongTokenDoesNothing(t *testing.T) {
 	if _, err := os.Stat(file); !errors.Is(err, fs.ErrNotExist) {
 		t.Error("written all the same")
 	}
-	if got, err := wrong.LocalServices(t.Context()); err == nil {
-		t.Errorf("services: %v", got)
-	}
-	if got, err := wrong.WANMembers(t.Context()); err == nil {
-		t.Errorf("members: %v", got)
-	}
 	if got, err := wrong.Services(t.Context(), "", "xivo-mesh"); err == nil {
 		t.Errorf("catalog: %v", got)
 	}
@@ -512,18 +574,21 @@ func TestAWrongTokenDoesNothing(t *testing.T) {
 	if err := wrong.WaitLeader(ctx); err == nil || strings.Contains(err.Error(), "11111111") {
 		t.Errorf("%v", err)
 	}
+	return wrong
 }
 
 func TestAnotherCertificateIsRefused(t *testing.T) {
-	p := server(t, "xivo", free(t))
-	start(t, p)
-	cert, _ := keyPair(t)
-	write(t, p, platform.CertificateFile, cert, 0o644)
-	c, err := consul.Dial(p)
-	check(t, err)
-	if _, err := c.LocalServices(t.Context()); err == nil || !strings.Contains(err.Error(), "certificate") || strings.Contains(err.Error(), token) {
-		t.Errorf("%v", err)
-	}
+	everyAge(t, func(t *testing.T, start starter) {
+		p := layout(t, "xivo", free(t))
+		start(t, p)
+		cert, _ := keyPair(t)
+		write(t, p, platform.CertificateFile, cert, 0o644)
+		c, err := consul.Dial(p)
+		check(t, err)
+		if _, err := c.LocalServices(t.Context()); err == nil || !strings.Contains(err.Error(), "certificate") || strings.Contains(err.Error(), token) {
+			t.Errorf("%v", err)
+		}
+	})
 }
 
 // A server that takes connections and says nothing must not hold anybody up.
@@ -540,7 +605,7 @@ func TestASilentAgentIsAnErrorInTime(t *testing.T) {
 			go io.Copy(io.Discard, c)
 		}
 	}()
-	p := server(t, "xivo", ports{https: l.Addr().(*net.TCPAddr).Port})
+	p := layout(t, "xivo", ports{https: l.Addr().(*net.TCPAddr).Port})
 	c, err := consul.Dial(p)
 	check(t, err)
 	for name, ask := range map[string]func(context.Context) error{
@@ -568,52 +633,55 @@ func TestASilentAgentIsAnErrorInTime(t *testing.T) {
 
 // Two nodes: each a datacenter of its own, one token, encrypted gossip.
 func TestTwoNodesSeeEachOthersServices(t *testing.T) {
-	ctx := t.Context()
-	n := free(t) // the same ports on two addresses, as on two machines
-	node := func(name, address string) *consul.Client {
-		m := n
-		m.https = free(t).https
-		p := server(t, "xivo", m)
-		p.Traits.ConsulPerformance = true
-		becomes(t, consul.TokenFiles(p, meshToken))
-		becomes(t, consul.ConfigFile(p, consul.Settings{Name: name, Advertise: address, MasterToken: meshToken, GossipKey: gossipKey}))
-		c, _ := start(t, p, "-bind", address)
-		return c
-	}
-	a, b := node("xivo-a", "127.0.0.2"), node("xivo-b", "127.0.0.3")
-
-	service := consul.Registration{ID: "xivo-mesh", Name: "xivo-mesh", Address: "10.0.0.1", Tags: []string{"x=1", "y=2"}}
-	becomes(t, a.Registered(service))
-	slices.Reverse(service.Tags)
-	same(t, a.Registered(service))
-	service.Tags = append(service.Tags, "z=3")
-	becomes(t, a.Registered(service))
-	check(t, a.WaitService(ctx, "xivo-mesh", "10.0.0.1"))
-
-	if members, err := b.WANMembers(ctx); err != nil || cmp.Diff(members, []consul.Member{{Name: "xivo-b.xivo-b", Datacenter: "xivo-b", Address: "127.0.0.3", Alive: true}}) != "" {
-		t.Errorf("before the join: %+v, %v", members, err)
-	}
-	err := b.JoinedWAN([]string{"127.0.0.9", "127.0.0.2", "127.0.0.3"}).Apply(ctx)
-	if err == nil || !strings.Contains(err.Error(), "127.0.0.9") || strings.Contains(err.Error(), "127.0.0.2") || strings.Contains(err.Error(), meshToken) {
-		t.Errorf("one address of three: %v", err)
-	}
-	same(t, b.JoinedWAN([]string{"127.0.0.2", "127.0.0.3"}))
-
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(200 * time.Millisecond) {
-		found, err := b.Services(ctx, "xivo-a", "xivo-mesh")
-		if err == nil && len(found) == 1 && found[0].Address == "10.0.0.1" && len(found[0].Tags) == 3 {
-			break
+	everyAge(t, func(t *testing.T, start starter) {
+		ctx := t.Context()
+		n := free(t) // the same ports on two addresses, as on two machines
+		node := func(name, address string) *consul.Client {
+			m := n
+			own := free(t)
+			m.https, m.http = own.https, own.http
+			p := layout(t, "xivo", m)
+			p.Traits.ConsulPerformance = true
+			becomes(t, consul.TokenFiles(p, meshToken))
+			becomes(t, consul.ConfigFile(p, consul.Settings{Name: name, Advertise: address, MasterToken: meshToken, GossipKey: gossipKey}))
+			c, _ := start(t, p, "-bind", address)
+			return c
 		}
-		if time.Now().After(deadline) {
-			t.Fatalf("B does not see A's service: %+v, %v", found, err)
+		a, b := node("xivo-a", "127.0.0.2"), node("xivo-b", "127.0.0.3")
+
+		service := consul.Registration{ID: "xivo-mesh", Name: "xivo-mesh", Address: "10.0.0.1", Tags: []string{"x=1", "y=2"}}
+		becomes(t, a.Registered(service))
+		slices.Reverse(service.Tags)
+		same(t, a.Registered(service))
+		service.Tags = append(service.Tags, "z=3")
+		becomes(t, a.Registered(service))
+		check(t, a.WaitService(ctx, "xivo-mesh", "10.0.0.1"))
+
+		if members, err := b.WANMembers(ctx); err != nil || cmp.Diff(members, []consul.Member{{Name: "xivo-b.xivo-b", Datacenter: "xivo-b", Address: "127.0.0.3", Alive: true}}) != "" {
+			t.Errorf("before the join: %+v, %v", members, err)
 		}
-	}
-	if found, err := b.Services(ctx, "xivo-a", "xivo-ctid"); err != nil || len(found) != 0 {
-		t.Errorf("a service that is not there: %+v, %v", found, err)
-	}
-	if _, err := b.Services(ctx, "nowhere", "xivo-mesh"); err == nil {
-		t.Error("a datacenter that is not there answers")
-	}
+		err := b.JoinedWAN([]string{"127.0.0.9", "127.0.0.2", "127.0.0.3"}).Apply(ctx)
+		if err == nil || !strings.Contains(err.Error(), "127.0.0.9") || strings.Contains(err.Error(), "127.0.0.2") || strings.Contains(err.Error(), meshToken) {
+			t.Errorf("one address of three: %v", err)
+		}
+		same(t, b.JoinedWAN([]string{"127.0.0.2", "127.0.0.3"}))
+
+		for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(200 * time.Millisecond) {
+			found, err := b.Services(ctx, "xivo-a", "xivo-mesh")
+			if err == nil && len(found) == 1 && found[0].Address == "10.0.0.1" && len(found[0].Tags) == 3 {
+				break
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("B does not see A's service: %+v, %v", found, err)
+			}
+		}
+		if found, err := b.Services(ctx, "xivo-a", "xivo-ctid"); err != nil || len(found) != 0 {
+			t.Errorf("a service that is not there: %+v, %v", found, err)
+		}
+		if _, err := b.Services(ctx, "nowhere", "xivo-mesh"); err == nil {
+			t.Error("a datacenter that is not there answers")
+		}
+	})
 }
 
 var _ = secret.Secret("")
