@@ -154,7 +154,9 @@ func (n *Node) Consul(ctx context.Context) (*consul.Client, error) {
 	}
 	c, err := consul.Dial(n.Platform)
 	if err == nil {
-		err = c.WaitLeader(ctx)
+		if err = c.WaitLeader(ctx); err != nil {
+			err = fmt.Errorf("%w; `journalctl -u consul` or /var/log/syslog may tell why", err)
+		}
 	}
 	if err != nil {
 		n.consulErr = err

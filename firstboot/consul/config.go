@@ -12,6 +12,7 @@ import (
 	"maps"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"reflect"
 	"regexp"
@@ -93,13 +94,14 @@ type Configuration struct {
 // ConfigFile is /etc/consul/xivo/interconnection.json for s: strict JSON, only
 // keys that this version's Consul knows, mode 0600, with the owner that the
 // package's config.json has. Consul reads it at its next start. A file of the
-// folder that sorts later and sets one of our keys otherwise is an error.
+// folder that sorts later and sets one of our keys otherwise is an error, and so
+// is a folder that Consul would not start on, with what Consul says to it.
 func ConfigFile(p *platform.Platform, s Settings) *Configuration {
 	return &Configuration{p, s}
 }
 
 // Diff names the keys that differ, the values of secret ones left out.
-func (c *Configuration) Diff(context.Context) ([]string, error) {
+func (c *Configuration) Diff(ctx context.Context) ([]string, error) {
 	want, err := c.render()
 	if err != nil {
 		return nil, c.fail(err)
@@ -132,7 +134,10 @@ func (c *Configuration) Diff(context.Context) ([]string, error) {
 	if diff != nil {
 		return diff, nil
 	}
-	return nil, c.overridden(want)
+	if err := c.overridden(want); err != nil {
+		return nil, err
+	}
+	return nil, c.accepted(ctx)
 }
 
 // Apply writes the file.
@@ -223,6 +228,27 @@ func (c *Configuration) overridden(data []byte) error {
 		}
 	}
 	return nil
+}
+
+// accepted asks Consul itself whether it would start on its folder. The command
+// for it is `configtest` in XiVO's oldest ones, and `validate` in later ones,
+// which know no configtest. Where there is no Consul, nobody is asked.
+func (c *Configuration) accepted(ctx context.Context) error {
+	dir := c.p.Path(platform.ConsulConfigDir)
+	for _, args := range [][]string{{"validate", dir}, {"configtest", "-config-dir", dir}} {
+		ctx, cancel := context.WithTimeout(ctx, callTimeout)
+		defer cancel()
+		out, err := exec.CommandContext(ctx, "consul", args...).CombinedOutput()
+		said := strings.Join(strings.Fields(string(out)), " ")
+		switch {
+		case err == nil, errors.Is(err, exec.ErrNotFound):
+			return nil
+		case strings.HasPrefix(strings.ToLower(said), "usage: consul"):
+			continue // it does not know the command
+		}
+		return fmt.Errorf("consul: it would not start on %s: %w: %s", platform.ConsulConfigDir, err, said)
+	}
+	return fmt.Errorf("consul: it can neither validate nor configtest %s", platform.ConsulConfigDir)
 }
 
 var secretKeys = []string{"acl_master_token", "encrypt"}

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -124,6 +125,18 @@ func writePrivateConfig(name string, config map[string]any, data string) error {
 	return os.WriteFile(name, text, 0o600)
 }
 
+// reason is the line of a server's output that tells why it ended: the last
+// error, or what it said last.
+func reason(said string) string {
+	lines := strings.Split(strings.TrimSpace(said), "\n")
+	for _, line := range slices.Backward(lines) {
+		if strings.Contains(line, "[ERR") {
+			return line
+		}
+	}
+	return lines[len(lines)-1]
+}
+
 // startPrivate runs the server until stop, or until we die. When it ends by
 // itself, ended hears why.
 func startPrivate(config string, ended context.CancelCauseFunc) (stop func(), err error) {
@@ -138,8 +151,7 @@ func startPrivate(config string, ended context.CancelCauseFunc) (stop func(), er
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		err := cmd.Wait()
-		lines := strings.Split(strings.TrimSpace(said.String()), "\n")
-		ended(fmt.Errorf("the private server ended: %w: %s", err, lines[len(lines)-1]))
+		ended(fmt.Errorf("the private server ended: %w: %s", err, reason(said.String())))
 	})
 	return func() {
 		cmd.Process.Kill() // its data is a copy

@@ -3,6 +3,7 @@ package server
 import (
 	"crypto/tls"
 	"io"
+	"log"
 	"net"
 	"net/http"
 	"net/http/httputil"
@@ -75,7 +76,7 @@ func (o *OldConsul) Serve(t testing.TB, listen string, certificate tls.Certifica
 			return
 		}
 		proxy.ServeHTTP(w, r)
-	})}
+	}), ErrorLog: log.New(io.Discard, "", 0)} // clients may refuse its certificate
 	go s.Serve(l)
 	stop = func() { s.Close() }
 	t.Cleanup(stop)
