@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"flag"
 	"fmt"
 	"os"
 	"strings"
@@ -13,6 +14,8 @@ import (
 	"github.com/xivo-mesh/packer-plugin-xivo/test/lab"
 )
 
+var versions = flag.String("versions", "15.20,16.16", "the XiVO versions of TestVersions")
+
 // TestVersions goes from a XiVO of another version to a mesh of two clones of
 // it. That of 16.03 is TestMesh. PostgreSQL, RabbitMQ and Consul are the same in
 // all: what XiVO and its daemons did differently is what is tried here.
@@ -20,7 +23,7 @@ func TestVersions(t *testing.T) {
 	if os.Getenv("XIVO_LAB") == "" {
 		t.Skip("boots machines: run make test")
 	}
-	for _, version := range []string{"15.20", "16.16"} {
+	for _, version := range strings.Split(*versions, ",") {
 		t.Run(version, func(t *testing.T) { clonesJoin(t, version) })
 	}
 }
@@ -131,12 +134,15 @@ func clonesJoin(t *testing.T, version string) {
 			if err := node.Finds(deadline(t, proofDeadline), users[peer], uuids[peer]); err != nil {
 				t.Error(err)
 			}
-			// Nobody has set it yet: it has to be fetched from the other node.
 			if err := clients[n].Watch(uuids[peer], users[peer].ID); err != nil {
 				t.Fatal(err)
 			}
-			if err := clients[n].Learns(deadline(t, proofDeadline), uuids[peer], users[peer].ID); err != nil {
-				t.Error(err)
+			// Nobody has set it yet: it has to be fetched from the other node, from
+			// 17.16 on by xivo-ctid-ng, which has no stand-in.
+			if version < "17.16" {
+				if err := clients[n].Learns(deadline(t, proofDeadline), uuids[peer], users[peer].ID); err != nil {
+					t.Error(err)
+				}
 			}
 			for _, status := range []string{"available", "away"} {
 				if err := clients[peer].SetStatus(users[peer].ID, status); err != nil {
@@ -151,7 +157,7 @@ func clonesJoin(t *testing.T, version string) {
 
 	part("each can look the other up in Consul as its xivo-ctid does", func(t *testing.T) {
 		question := `curl -ksSf -H "X-Consul-Token: $(sed -n 's/^  token: //p' /etc/xivo-ctid/conf.d/050-xivo-consul-token.yml)" "https://localhost:8500/v1/catalog/service/xivo-ctid?dc=$1"`
-		if version == "16.16" { // from 16.15 on without a token, and only those whose check passes
+		if version >= "16.15" { // from then on without a token, and only those whose check passes
 			question = `curl -ksSf "https://localhost:8500/v1/health/service/xivo-ctid?passing&dc=$1"`
 		}
 		for n, node := range nodes {
@@ -178,14 +184,43 @@ func clonesJoin(t *testing.T, version string) {
 		}
 	})
 
+	part("each one's xivo-ctid-ng has what the other lets it read statuses with", func(t *testing.T) {
+		for n, node := range nodes {
+			peer := nodes[1-n]
+			account, err := node.Run(t.Context(), "awk", "-v", "uuid="+uuids[1-n],
+				`index($0, uuid) { found = 1 } found && /service_(id|key):/ { gsub(/"/, "", $2); print $2 }`, "/etc/xivo-ctid-ng/conf.d/interconnection.yml")
+			if version < "16.15" {
+				if err == nil {
+					t.Errorf("%s: before 16.15 there is nothing to tell it, and it is told %q", node.Name, account)
+				}
+				continue
+			}
+			if err != nil || len(strings.Fields(account)) != 2 {
+				t.Fatalf("%s: it has no credentials for %s: %v: %q", node.Name, uuids[1-n], err, account)
+			}
+			login, key := strings.Fields(account)[0], strings.Fields(account)[1]
+			acl, err := peer.SQL(t.Context(), `SELECT acl FROM accesswebservice WHERE login = :'a1' AND passwd = :'a2' AND disable = 0`, login, key)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, right := range []string{"confd.users.read", "ctid-ng.users.*.presences.read", "ctid-ng.lines.*.presences.read"} {
+				if !strings.Contains(acl, right) {
+					t.Errorf("%s lets the account of %s do %q, want %s among it", peer.Name, node.Name, acl, right)
+				}
+			}
+		}
+	})
+
 	part("a second pass finds nothing to do, and does nothing", func(t *testing.T) {
 		for _, node := range nodes {
 			before := picture(t, node)
 			if out, err := node.Run(t.Context(), "xivo-firstboot", "plan"); err != nil || strings.TrimSpace(out) != "nothing to change" {
 				t.Errorf("%s: the plan: %v\n%s", node.Name, err, out)
 			}
-			if out, err := node.Run(t.Context(), "xivo-firstboot", "converge"); err != nil {
-				t.Errorf("%v\n%s", err, out)
+			for _, again := range []string{"converge", "run"} {
+				if out, err := node.Run(t.Context(), "xivo-firstboot", again); err != nil {
+					t.Errorf("%v\n%s", err, out)
+				}
 			}
 			if diff := cmp.Diff(before, picture(t, node)); diff != "" {
 				t.Errorf("%s (-before +after):\n%s", node.Name, diff)

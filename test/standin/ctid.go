@@ -114,7 +114,7 @@ func newCtid(release Release, uuid string, config ctidConfig, db database, bus p
 	tracker := newTracker(consul, uuid, config.RestAPI.HTTP.Port, log)
 	d := &ctid{release: release, uuid: uuid, config: config, database: db, consul: consul, bus: bus, tracker: tracker, log: log, presence: map[int]string{}}
 	for _, kind := range []resourceKind{userKind, endpointKind, agentKind} {
-		d.kinds = append(d.kinds, newNotifier(kind, tracker, log))
+		d.kinds = append(d.kinds, newNotifier(release, kind, tracker, log))
 	}
 	return d, nil
 }

@@ -48,10 +48,15 @@ func (b *busDouble) publish(_ context.Context, routingKey string, m any) error {
 
 func newCtidTest(t *testing.T, uuid string, consul *consulDouble, b *busDouble, db database) *ctid {
 	t.Helper()
+	return newCtidOf(t, xivo1603, uuid, consul, b, db)
+}
+
+func newCtidOf(t *testing.T, release Release, uuid string, consul *consulDouble, b *busDouble, db database) *ctid {
+	t.Helper()
 	log, _ := newLog(t)
 	config := consul.config
 	config.RestAPI.HTTP.Port = 9495
-	d, err := newCtid(xivo1603, uuid, config, db, b, log)
+	d, err := newCtid(release, uuid, config, db, b, log)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -160,6 +165,20 @@ func TestClientSeesFirstTheFetchedStatusThenEveryChange(t *testing.T) {
 	b.publish(t.Context(), "status.endpoint", busMessage{"endpoint_status_update", uuidB, json.RawMessage(`{"endpoint_id":7,"status":1}`)})
 	b.publish(t.Context(), "status.user", status7(uuidB, "last"))
 	c.expect(t, update7(uuidB, "last"))
+}
+
+func TestOnlyTheBusTellsStatusesOf1716(t *testing.T) {
+	consul, b := newConsulDouble(t), &busDouble{}
+	consul.add("dc-b", peerService(t, uuidB, "available"))
+	c := connectTo(t, newCtidOf(t, Release{17, 16}, uuidA, consul, b, ""))
+	c.say(t, subscribe7, uuidB)
+	c.say(t, `{"class":"nonsense"}`)
+	c.expect(t, `{"class":"error","error":"unknown class \"nonsense\""}`)
+	b.publish(t.Context(), "status.user", status7(uuidB, "away"))
+	c.expect(t, update7(uuidB, "away"))
+	if n := consul.count("GET"); n != 0 {
+		t.Errorf("consul was asked %d times", n)
+	}
 }
 
 func TestSecondSubscriberGetsTheKnownStatus(t *testing.T) {
@@ -341,8 +360,7 @@ func TestCtidRegistersKeepsItsTTLAndDeregisters(t *testing.T) {
 
 func TestCtidOf1520LetsConsulCheckIt(t *testing.T) {
 	consul, b := newConsulDouble(t), &busDouble{}
-	d := newCtidTest(t, uuidA, consul, b, "")
-	d.release = xivo1520
+	d := newCtidOf(t, xivo1520, uuidA, consul, b, "")
 	d.config.ServiceDiscovery.AdvertiseAddress = "192.168.1.10"
 	d.config.ServiceDiscovery.CheckURL = "http://192.168.1.10:9495/0.1/infos"
 	d.config.ServiceDiscovery.CheckURLInterval, d.config.ServiceDiscovery.CheckURLTimeout = "300s", "10s"

@@ -38,9 +38,7 @@ func ReadRelease(file string) (Release, error) {
 
 func (r Release) since(year, month int) bool { return slices.Compare(r, Release{year, month}) >= 0 }
 
-// What the daemons do differently, as far as a mesh notices. From 17.16 on
-// xivo-ctid fetches statuses through xivo-ctid-ng, which has no stand-in: here
-// it goes on as before.
+// What the daemons do differently, as far as a mesh notices.
 
 // ttlCheck: xivo-ctid tells Consul itself that it lives, and knows the address
 // "auto". Before, Consul asks check_url, and "auto" is an address like another.
@@ -59,6 +57,11 @@ func (r Release) keepsDefaults() bool { return r.since(16, 3) }
 // asksWithoutToken: xivo-ctid looks others up with no token, and takes only the
 // ones that pass their check. Before, with its own Consul's token, and any.
 func (r Release) asksWithoutToken() bool { return r.since(16, 15) }
+
+// fetchesByItself: xivo-ctid asks the one of another XiVO for first statuses.
+// Later it has its own xivo-ctid-ng do so, which has no stand-in: what does not
+// come by the bus stays unknown.
+func (r Release) fetchesByItself() bool { return !r.since(17, 16) }
 
 // asksForPasswords: xivo-confd lets 127.0.0.1 in on its HTTP port only. Before,
 // on both.

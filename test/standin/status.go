@@ -39,6 +39,7 @@ type resource struct {
 // notifier keeps the last status of every resource of a kind that was heard
 // of, and tells those who watch.
 type notifier struct {
+	release Release
 	kind    resourceKind
 	tracker *tracker
 	http    *http.Client
@@ -49,9 +50,9 @@ type notifier struct {
 	watchers map[resource]map[*ctiClient]bool
 }
 
-func newNotifier(kind resourceKind, tracker *tracker, log *slog.Logger) *notifier {
+func newNotifier(release Release, kind resourceKind, tracker *tracker, log *slog.Logger) *notifier {
 	return &notifier{
-		kind: kind, tracker: tracker, log: log,
+		release: release, kind: kind, tracker: tracker, log: log,
 		http:     &http.Client{Timeout: 10 * time.Second},
 		statuses: map[resource]json.RawMessage{},
 		watchers: map[resource]map[*ctiClient]bool{},
@@ -115,7 +116,7 @@ func (n *notifier) message(r resource, status json.RawMessage) map[string]any {
 // fetch asks in the background. The answer counts for the UUID that the other
 // side says it has, which need not be the one that was asked for.
 func (n *notifier) fetch(ctx context.Context, r resource) {
-	if n.kind.path == "" || r.id == 0 {
+	if n.kind.path == "" || r.id == 0 || !n.release.fetchesByItself() {
 		return
 	}
 	go func() {
