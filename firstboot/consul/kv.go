@@ -10,12 +10,13 @@ import (
 	"io/fs"
 	"os"
 	"path"
-	"path/filepath"
 	"strings"
 	"unicode"
 	"unicode/utf8"
 
 	"github.com/hashicorp/consul/api"
+
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/platform"
 )
 
 // exportFormat is the version of the export's file.
@@ -79,7 +80,7 @@ func (c *Client) Export(ctx context.Context, file string) (err error) {
 	if err != nil {
 		return err
 	}
-	return writeNew(file, append(data, '\n'))
+	return platform.WriteFile(file, append(data, '\n'), 0o600)
 }
 
 func (c *Client) list(ctx context.Context) (pairs api.KVPairs, err error) {
@@ -106,32 +107,6 @@ func (c *Client) checkKey(ctx context.Context, key string) error {
 		}
 		return nil
 	})
-}
-
-// writeNew writes a file that must not exist, complete or not at all. A link,
-// unlike a rename, fails if somebody else was faster.
-func writeNew(name string, data []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(name), ".xivo-firstboot-*") // mode 0600
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name())
-	defer f.Close()
-	if _, err := f.Write(data); err != nil {
-		return err
-	}
-	if err := f.Sync(); err != nil {
-		return err
-	}
-	if err := os.Link(f.Name(), name); err != nil {
-		return err
-	}
-	dir, err := os.Open(filepath.Dir(name))
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	return dir.Sync()
 }
 
 // Restore is the resource of an export put back.

@@ -3,7 +3,9 @@ package platform
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -243,4 +245,39 @@ func TestWriteFileKeepsTheModeAndLeavesNothingBeside(t *testing.T) {
 			rt.Errorf("left behind: %v", entries)
 		}
 	})
+}
+
+func TestWriteFileRemovesWhatAKilledTryLeftAndNothingElse(t *testing.T) {
+	dir := t.TempDir()
+	for _, name := range []string{
+		".key.yml.xivo-firstboot-1", // of a process that is dead
+		".key.yml.xivo-firstboot-2", // of one that writes now
+		".other.yml.xivo-firstboot-1",
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte("secret"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	writing, err := os.Open(filepath.Join(dir, ".key.yml.xivo-firstboot-2"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer writing.Close()
+	if err := syscall.Flock(int(writing.Fd()), syscall.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	if err := WriteFile(filepath.Join(dir, "key.yml"), []byte("new"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var left []string
+	for _, e := range entries {
+		left = append(left, e.Name())
+	}
+	if want := []string{".key.yml.xivo-firstboot-2", ".other.yml.xivo-firstboot-1", "key.yml"}; !slices.Equal(left, want) {
+		t.Errorf("left are %q, want %q", left, want)
+	}
 }
