@@ -61,6 +61,12 @@ func readJournal(file string) (*Journal, error) {
 	if err != nil {
 		return nil, fmt.Errorf("journal: %w", err)
 	}
+	return parseJournal(raw, file)
+}
+
+// parseJournal refuses all that is not a whole journal: to take it for none, or
+// for half of one, would be to change an identity in doubt.
+func parseJournal(raw []byte, file string) (*Journal, error) {
 	j := &Journal{file: file}
 	if err := json.Unmarshal(raw, j); err != nil {
 		return nil, fmt.Errorf("journal: %s is damaged (%w): nothing was changed; restore it from a backup: without it this node does not know who it is", file, err)
@@ -70,6 +76,11 @@ func readJournal(file string) (*Journal, error) {
 	}
 	if j.Identity.UUID == uuid.Nil || j.Steps == nil {
 		return nil, fmt.Errorf("journal: %s tells no identity or no steps: nothing was changed; restore it from a backup", file)
+	}
+	for id, stamp := range j.Steps {
+		if stamp.State != running && stamp.State != done {
+			return nil, fmt.Errorf("journal: %s says that step %q is %q, which is neither %s nor %s: nothing was changed; restore it from a backup", file, id, stamp.State, running, done)
+		}
 	}
 	return j, nil
 }

@@ -7,10 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"syscall"
@@ -22,7 +24,7 @@ import (
 	"github.com/xivo-mesh/packer-plugin-xivo/test/lab/recipe"
 )
 
-const usage = `usage: lab test       go vet, all tests, and nothing left behind
+const usage = `usage: lab test       go vet, all tests, some fuzzing, and nothing left behind
        lab crash      first boots that are killed a few hundred times
        lab bake       bake the image, when its sources changed, and say where it is
        lab shell N    a shell in machine N of a demo that is kept running
@@ -100,6 +102,7 @@ func test(ctx context.Context, maker *recipe.Maker, stdout io.Writer) error {
 	// One failure does not hide another.
 	err = errors.Join(
 		goTool(append([]string{"test", "-timeout=10m"}, others...)...),
+		fuzz(maker.Repo, goTool),
 		goTool(append([]string{"test", "-timeout=30m", "-count=1", "-p=1", "-v"}, alone...)...),
 	)
 	left, leftErr := before.Leftovers(context.WithoutCancel(ctx))
@@ -111,6 +114,26 @@ func test(ctx context.Context, maker *recipe.Maker, stdout io.Writer) error {
 	}
 	fmt.Fprintf(stdout, "all tests passed and left nothing behind (%s)\n", time.Since(start).Round(time.Second))
 	return nil
+}
+
+// fuzz gives every fuzz target some seconds of inputs that nobody thought of.
+func fuzz(repo string, goTool func(args ...string) error) error {
+	target := regexp.MustCompile(`(?m)^func (Fuzz\w+)\(`)
+	var errs []error
+	err := filepath.WalkDir(repo, func(name string, d fs.DirEntry, err error) error {
+		if err != nil || !strings.HasSuffix(name, "_test.go") {
+			return err
+		}
+		text, err := os.ReadFile(name)
+		if err != nil {
+			return err
+		}
+		for _, match := range target.FindAllSubmatch(text, -1) {
+			errs = append(errs, goTool("test", "-run=^$", fmt.Sprintf("-fuzz=^%s$", match[1]), "-fuzztime=5s", filepath.Dir(name)))
+		}
+		return nil
+	})
+	return errors.Join(append(errs, err)...)
 }
 
 // crash runs the one test that takes long when it is thorough.
