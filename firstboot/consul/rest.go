@@ -19,8 +19,9 @@ import (
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/secret"
 )
 
-// restDir is where the copy of the raft state is while it is read.
-const restDir = platform.StateDir + "/consul-at-rest"
+// AtRestDir is where the copy of the raft state is while ExportAtRest reads it.
+// Only one that was killed leaves it behind, with all of the KV in it.
+const AtRestDir = platform.StateDir + "/consul-at-rest"
 
 // keptKeys are the settings that the private server shares with the real one:
 // those that its raft log and its API depend on. What would make it look for
@@ -57,8 +58,7 @@ func ExportAtRest(ctx context.Context, p *platform.Platform, file string) (err e
 		return fmt.Errorf("no acl_master_token in %s", p.Path(platform.ConsulConfigDir))
 	}
 
-	// A fixed place: what a killed run left is removed by the next.
-	dir := p.Path(restDir)
+	dir := p.Path(AtRestDir)
 	if err := os.RemoveAll(dir); err != nil {
 		return err
 	}
