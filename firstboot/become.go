@@ -105,6 +105,8 @@ func (n *Node) decideIdentity(ctx context.Context, action Action) (Identity, err
 		return Identity{}, err
 	}
 	id := Identity{Hostname: host, Advertise: address, UUID: uuid.New(), Adopted: action == Adopt}
+	// A manifest beside a journal is that of the image of the original.
+	id.Copied = action == Become && (n.Journal != nil || !n.brokerSealed())
 	if id.Adopted {
 		db, err := n.DB(ctx)
 		if err != nil {
@@ -242,6 +244,15 @@ func certificate(_ context.Context, n *Node) (Resource, error) {
 
 func brokerPlugins(_ context.Context, n *Node) (Resource, error) {
 	return rabbitmq.Plugins(n.Platform), nil
+}
+
+// brokerStart is the plugins that the broker starts with. That of a copy would
+// go on as the original; settle takes out what it would do that with.
+func brokerStart(ctx context.Context, n *Node) (Resource, error) {
+	if n.Identity().Copied {
+		return rabbitmq.ManagementOnly(n.Platform), nil
+	}
+	return brokerPlugins(ctx, n)
 }
 
 func brokerManagement(_ context.Context, n *Node) (Resource, error) {

@@ -25,6 +25,8 @@ type Identity struct {
 	Advertise string `json:"advertise"`
 	// Adopted: the UUID was there before, and what belongs to it is kept.
 	Adopted bool `json:"adopted,omitempty"`
+	// Copied: the broker was not sealed, so it woke up as that of another node.
+	Copied bool `json:"copied,omitempty"`
 }
 
 type stampState string

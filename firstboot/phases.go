@@ -19,7 +19,7 @@ var BecomePhase = Phase{
 		{"old-keys", "service keys, TLS key and Erlang cookie of the original are gone", oldKeysGone},
 		{"service-keys", "the keys of XiVO's own service accounts are new", serviceKeys},
 		{"certificate", "a TLS key and certificate that are this node's own", certificate},
-		{"rabbitmq-plugins", "RabbitMQ's management and federation are enabled", brokerPlugins},
+		{"rabbitmq-plugins", "RabbitMQ's management is enabled; federation too, but on a copy", brokerStart},
 		{"rabbitmq-management", "RabbitMQ's management listens on loopback only", brokerManagement},
 		{"consul-state", "Consul's old state is gone, but not its tokens", consulEmptied},
 		{"consul-config", "Consul has this node's name and address", consulConfig},
@@ -34,10 +34,11 @@ var SettlePhase = Phase{
 	Text: "put the KV back and set the broker up, before XiVO's daemons start",
 	Once: true,
 	Steps: []Step{
-		// First: until then, the broker of an unsealed copy takes the original's
-		// messages.
+		// In this order: a broker that federates with the name or the upstreams of
+		// the node that it was copied from takes that node's messages.
 		{"rabbitmq-clean", "nothing is left of another node's federation", brokerClean},
 		{"rabbitmq-name", "the broker's cluster name is this node's", brokerName},
+		{"rabbitmq-federation", "RabbitMQ's federation runs", brokerFederation},
 		{"kv-import", "Consul's KV is back, bit for bit", kvImported},
 		{"kv-retire", "the export is gone, now that its restore was verified", kvRetired},
 		{"rabbitmq-account", "the mesh's federation account, with the least rights that work", brokerAccount},
@@ -55,6 +56,7 @@ var ConvergePhase = Phase{
 		{"registration", "this node tells the others about itself", registered},
 		{"web-service", "the others may read this node's users", sharing(webService)},
 		{"rabbitmq-account", "the mesh's federation account", brokerAccount},
+		{"rabbitmq-federation", "RabbitMQ's federation runs", brokerFederation},
 		{"rabbitmq-policy", "the exchange xivo is federated", brokerPolicy},
 		{"wan", "this node is in Consul's WAN with its peers", sharing(joinedWAN)},
 		{"members", "who is in the mesh", sharing(membersKnown)},

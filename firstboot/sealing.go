@@ -185,6 +185,11 @@ func (n *Node) sealed() bool {
 	return n.manifestErr != nil || n.manifest != nil && n.manifest.Proved("uuid-database")
 }
 
+// brokerSealed says whether the broker was left with no name and no upstream.
+func (n *Node) brokerSealed() bool {
+	return n.manifest != nil && n.manifest.Proved("rabbitmq-federation") && n.manifest.Proved("rabbitmq-name")
+}
+
 // verifySeal compares a sealed image with its manifest, before anything of it is
 // changed. What would lose data is an error; what somebody may have changed on
 // purpose since, in the image or in its copy, is told.

@@ -47,6 +47,8 @@ var (
 	})
 	brokerName = withBroker(func(n *Node, b *rabbitmq.Client) Resource { return b.ClusterName(n.Identity().Name) })
 
+	brokerFederation = withBroker(func(n *Node, b *rabbitmq.Client) Resource { return b.Federation(n.Platform) })
+
 	brokerAccount = withBroker(func(n *Node, b *rabbitmq.Client) Resource {
 		return b.FederationUser(n.Credentials().Account(), n.Credentials().BrokerPassword())
 	})

@@ -10,6 +10,9 @@ import (
 	"github.com/xivo-mesh/packer-plugin-xivo/test/lab/server"
 )
 
+// plugins are all that the mesh needs.
+var plugins = append([]string{management}, federation...)
+
 // broker is a real RabbitMQ with the settings that this package writes.
 type broker struct {
 	*server.Broker

@@ -78,10 +78,9 @@ func (b bound) RoundTrip(r *http.Request) (*http.Response, error) {
 	return b.next.RoundTrip(r.WithContext(b.ctx))
 }
 
-// Wait returns when the management API answers, with federation loaded. It
-// fails at once on what waiting does not mend: guest refused, or a RabbitMQ
-// without cluster names. When ctx ends, the error tells what was waited for
-// and what was last seen.
+// Wait returns when the management API answers. It fails at once on what
+// waiting does not mend: guest refused, or a RabbitMQ without cluster names.
+// When ctx ends, the error tells what was waited for and what was last seen.
 func (c *Client) Wait(ctx context.Context) error {
 	begin, last := time.Now(), errors.New("no answer")
 	for {
@@ -117,9 +116,6 @@ func (c *Client) ready(ctx context.Context) error {
 	}
 	if !federates(overview.RabbitMQVersion) {
 		return fmt.Errorf("RabbitMQ %q is too old to share presences: 3.3 is needed: %w", overview.RabbitMQVersion, errHopeless)
-	}
-	if _, err := c.api(ctx).ListFederationLinksIn(vhost); err != nil {
-		return fmt.Errorf("federation is not loaded yet: %w", err)
 	}
 	return nil
 }

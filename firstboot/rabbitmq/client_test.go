@@ -40,7 +40,6 @@ func TestWaitSaysWhatItWaitedFor(t *testing.T) {
 		{"wheezy's own broker", `200 {"rabbitmq_version":"2.8.4"}`, `RabbitMQ "2.8.4" is too old`, true},
 		{"an answer without a version", `200 {}`, `RabbitMQ "" is too old`, true},
 		{"not ready", `500 {"error":"booting"}`, "last seen: Error 500 (booting)", false},
-		{"federation is not loaded", `200 {"rabbitmq_version":"3.6.6"}`, "last seen: federation is not loaded yet", false},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			c := answering(t, map[string]string{"GET /api/overview": test.overview})

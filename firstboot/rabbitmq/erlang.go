@@ -74,6 +74,17 @@ func (t term) add(src []byte, separator, text string) []byte {
 	return splice(src, end, end, ","+separator+text)
 }
 
+// remove takes an item out of a list, and a comma with it.
+func (t term) remove(src []byte, i int) []byte {
+	switch {
+	case i > 0:
+		return splice(src, t.items[i-1].end, t.items[i].end, "")
+	case len(t.items) > 1:
+		return splice(src, t.items[i].start, t.items[i+1].start, "")
+	}
+	return splice(src, t.items[i].start, t.items[i].end, "")
+}
+
 func splice(src []byte, from, to int, text string) []byte {
 	return bytes.Join([][]byte{src[:from], []byte(text), src[to:]}, nil)
 }

@@ -20,6 +20,7 @@ import (
 
 	rabbithole "github.com/michaelklishin/rabbit-hole/v2"
 
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/platform"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/secret"
 )
 
@@ -46,6 +47,62 @@ const (
 	// that lost its power would look connected for hours.
 	heartbeat = 10
 )
+
+// loading is how long a broker that answers may take to load the plugins that
+// its file lists.
+const loading = 20 * time.Second
+
+// Federation is the federation plugin, enabled and running. Apply enables it in
+// the running broker, with RabbitMQ's own tool: there is no API. A broker that
+// only reads the list at its start (before 3.4) is restarted.
+func (c *Client) Federation(p *platform.Platform) *Setting {
+	listed := Plugins(p)
+	return &Setting{
+		diff: func(ctx context.Context) ([]string, error) {
+			if diff, err := listed.Diff(ctx); err != nil || diff != nil {
+				return diff, err
+			}
+			if c.federating(ctx) != nil {
+				return []string{"the federation plugin does not run"}, nil
+			}
+			return nil, nil
+		},
+		apply: func(ctx context.Context) error {
+			// First, so that a restart does what the tool could not.
+			if err := listed.Apply(ctx); err != nil {
+				return err
+			}
+			_, err := platform.Run(ctx, "rabbitmq-plugins", append([]string{"enable"}, federation...)...)
+			if err == nil && c.federating(ctx) == nil {
+				return nil
+			}
+			if err := p.Init.Restart(ctx, "rabbitmq-server"); err != nil {
+				return fmt.Errorf("rabbitmq: restart for the federation plugin: %w", err)
+			}
+			if err := c.Wait(ctx); err != nil {
+				return err
+			}
+			return c.federating(ctx)
+		},
+	}
+}
+
+// federating waits for the federation plugin to be loaded, but not for long.
+func (c *Client) federating(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, loading)
+	defer cancel()
+	for {
+		_, err := c.api(ctx).ListFederationLinksIn(vhost)
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("rabbitmq: the federation plugin is not loaded: %w; see the broker's log", err)
+		case <-time.After(200 * time.Millisecond):
+		}
+	}
+}
 
 // ClusterName gives the broker its name in the mesh. It must be unique:
 // downstreams of one name share one queue on their upstream, and each gets a

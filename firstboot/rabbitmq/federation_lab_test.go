@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -13,6 +15,7 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/platform"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/secret"
 )
 
@@ -301,40 +304,129 @@ func TestTwoBrokersFederate(t *testing.T) {
 	})
 }
 
-// A broker whose federation plugin is off still holds the upstreams of the
-// node that it was cloned from.
-func TestRestartedBroker(t *testing.T) {
-	t.Parallel()
-	b := startBroker(t, "127.0.0.1", plugins...)
-	c := b.ready(t)
-	become(t, c.Upstream(upstreamTo("xivomeshother", b)))
-	become(t, c.FederationUser(account, password))
-	canary, err := OpenCanary(t.Context(), b.amqpURL(), "one")
-	if err != nil {
-		t.Fatal(err)
+// The broker of a copy that was not sealed wakes up with the name, the upstreams
+// and the policy of its original, and somebody's message already waits for that.
+func TestBrokerOfACopy(t *testing.T) {
+	a, b := startBroker(t, "127.0.0.3", plugins...), startBroker(t, "127.0.0.4", plugins...)
+	ca, cb := a.ready(t), b.ready(t)
+	become(t, ca.FederationUser(account, password))
+	become(t, cb.ClusterName("xivo-b-22222222"))
+	become(t, cb.Upstream(upstreamTo("xivomesh111111111111", a)))
+	become(t, cb.Policy())
+	var canary *Canary // declares the bus
+	for _, of := range []*broker{a, b} {
+		var err error
+		if canary, err = OpenCanary(t.Context(), of.amqpURL(), of.host()); err != nil {
+			t.Fatal(err)
+		}
+		defer canary.Close()
 	}
-	defer canary.Close()
+	listen(t, b, "status.user")
+	eventually(t, "the original's link", func() error {
+		links, err := cb.Links(t.Context())
+		if links["xivomesh111111111111"].State != "running" {
+			return fmt.Errorf("links %v, %v", links, err)
+		}
+		if body := get(t, a.api+"/api/exchanges/%2F/xivo/bindings/source"); !strings.Contains(body, "status.user") {
+			return fmt.Errorf("bindings %s", body)
+		}
+		return nil
+	})
 
 	b.Kill()
 	if err, ok := <-canary.Done(); !ok || err == nil {
 		t.Fatal("the canary did not tell of a broker that died")
 	}
-	b.start(t, "rabbitmq_management")
-	eventually(t, "the management API", func() error {
-		_, err := c.api(t.Context()).Overview()
-		return err
+	eventually(t, "the end of the original's link", func() error {
+		if q := left(t, a)["xivo-b-22222222"]; q.Consumers != 0 {
+			return fmt.Errorf("%+v", q)
+		}
+		return nil
 	})
+	publish(t, a, "status.user", "for the original")
 
-	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-	defer cancel()
-	if err := c.Wait(ctx); err == nil || !strings.Contains(err.Error(), "federation is not loaded") {
-		t.Fatalf("Wait says %v", err)
+	// From here on it is the copy.
+	p := &platform.Platform{Root: b.Root, Init: restarting{t: t, broker: b}}
+	become(t, ManagementOnly(p))
+	b.Restart(t)
+	cb = b.ready(t)
+	t.Setenv("PATH", b.Tools(t)+":"+os.Getenv("PATH"))
+
+	t.Run("it takes nothing from the original before it is settled", func(t *testing.T) {
+		found, err := cb.Upstreams(t.Context())
+		if err != nil || len(found) != 1 {
+			t.Fatalf("it is no copy: upstreams %v, %v", found, err)
+		}
+		become(t, cb.NothingFederated())
+		become(t, cb.ClusterName("xivo-c-33333333"))
+		become(t, cb.Federation(p))
+	})
+	t.Run("nor after it", func(t *testing.T) {
+		become(t, cb.FederationUser(account, password))
+		become(t, cb.Policy())
+		become(t, cb.Upstream(upstreamTo("xivomesh111111111111", a)))
+		again := listen(t, b, "status.user")
+		eventually(t, "its own link", func() error {
+			if body := get(t, a.api+"/api/exchanges/%2F/xivo/bindings/source"); !strings.Contains(body, leftQueue+"xivo-c-33333333") {
+				return fmt.Errorf("bindings %s", body)
+			}
+			return nil
+		})
+		publish(t, a, "status.user", "for everybody")
+		if d := <-again; string(d.Body) != "for everybody" {
+			t.Errorf("it took %q", d.Body)
+		}
+		eventually(t, "both messages to wait for the original", func() error {
+			if q := left(t, a)["xivo-b-22222222"]; q.Messages != 2 {
+				return fmt.Errorf("%+v", q)
+			}
+			return nil
+		})
+	})
+	t.Run("a broker that cannot be told while it runs is restarted", func(t *testing.T) {
+		become(t, ManagementOnly(p))
+		b.Restart(t)
+		b.ready(t)
+		tools := t.TempDir()
+		if err := os.WriteFile(filepath.Join(tools, "rabbitmq-plugins"), []byte("#!/bin/sh\nexit 69\n"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		t.Setenv("PATH", tools+":"+os.Getenv("PATH"))
+		become(t, cb.Federation(p))
+	})
+}
+
+// restarting is the part of an init system that restarts a broker.
+type restarting struct {
+	platform.Init
+	t      *testing.T
+	broker *broker
+}
+
+func (r restarting) Restart(context.Context, string) error {
+	r.broker.Restart(r.t)
+	return nil
+}
+
+type queue struct {
+	Name                string
+	Consumers, Messages int
+}
+
+// left are the queues that downstreams have on a broker, by their names.
+func left(t *testing.T, b *broker) map[string]queue {
+	t.Helper()
+	var all []queue
+	if err := json.Unmarshal([]byte(get(t, b.api+"/api/queues/%2F?columns=name,consumers,messages")), &all); err != nil {
+		t.Fatal(err)
 	}
-	found, err := c.Upstreams(t.Context())
-	if err != nil || len(found) != 1 || found[0].Name != "xivomeshother" {
-		t.Fatalf("upstreams %v, %v", found, err)
+	of := map[string]queue{}
+	for _, q := range all {
+		if name, ok := strings.CutPrefix(q.Name, leftQueue); ok {
+			of[name] = q
+		}
 	}
-	become(t, c.NothingFederated())
+	return of
 }
 
 func listen(t *testing.T, b *broker, key string) <-chan amqp.Delivery {

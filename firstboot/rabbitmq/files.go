@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"slices"
+	"strings"
 
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/platform"
 )
@@ -19,9 +20,11 @@ const (
 	newConfFile = platform.RabbitConfigDir + "/rabbitmq.conf"
 )
 
-// plugins that the mesh needs. The management API is how everything else here
-// is set; XiVO ships none of them enabled.
-var plugins = []string{"rabbitmq_management", "rabbitmq_federation", "rabbitmq_federation_management"}
+// The plugins that the mesh needs; XiVO ships none of them enabled. The
+// management API is how everything else here is set.
+const management = "rabbitmq_management"
+
+var federation = []string{"rabbitmq_federation", "rabbitmq_federation_management"}
 
 // managementListener binds the management API to loopback. Without it the API
 // listens on every address, with guest/guest behind it.
@@ -45,6 +48,23 @@ func (s *Setting) Apply(ctx context.Context) error { return s.apply(ctx) }
 // beside the plugins that are there. Written while the broker is down, it
 // costs no restart.
 func Plugins(p *platform.Platform) *Setting {
+	return enabled(p, append([]string{management}, federation...), nil)
+}
+
+// ManagementOnly enables management, and nothing that federates. A broker that
+// wakes up with the upstreams and the cluster name of the node that it was
+// copied from would take that node's messages before anything could be removed.
+// Client.Federation is what follows.
+func ManagementOnly(p *platform.Platform) *Setting {
+	return enabled(p, []string{management}, func(plugin string) bool {
+		// Each of that name needs the first one, and so starts it.
+		return strings.HasPrefix(plugin, federation[0])
+	})
+}
+
+// enabled is the list of plugins with the wanted ones, and without those that
+// are not; the others stay.
+func enabled(p *platform.Platform, wanted []string, unwanted func(plugin string) bool) *Setting {
 	return edited(p.Path(pluginsFile), func(src []byte) ([]byte, []string, error) {
 		list, err := readList(src)
 		if err != nil {
@@ -57,7 +77,18 @@ func Plugins(p *platform.Platform) *Setting {
 			}
 		}
 		var diff []string
-		for _, plugin := range plugins {
+		for i := len(list.items) - 1; unwanted != nil && i >= 0; i-- {
+			plugin := strings.Trim(list.items[i].text(src), "'")
+			if !unwanted(plugin) {
+				continue
+			}
+			diff = append(diff, plugin+" is enabled")
+			src = list.remove(src, i)
+			if list, err = readList(src); err != nil {
+				return nil, nil, err
+			}
+		}
+		for _, plugin := range wanted {
 			if slices.ContainsFunc(list.items, func(t term) bool { return t.isAtom(src, plugin) }) {
 				continue
 			}

@@ -167,6 +167,25 @@ func TestPlugins(t *testing.T) {
 	})
 }
 
+func TestManagementOnly(t *testing.T) {
+	for _, test := range []struct{ name, before, after string }{
+		{"federation goes", "[rabbitmq_management,rabbitmq_federation,rabbitmq_federation_management].\n", "[rabbitmq_management].\n"},
+		{"also when it is first, quoted or alone", "['rabbitmq_federation', rabbitmq_stomp].\n", "[rabbitmq_stomp,rabbitmq_management].\n"},
+		{"also what would start it", "[rabbitmq_federation_prometheus].\n", "[rabbitmq_management].\n"},
+		{"the neighbours stay", "%% ours\n[rabbitmq_stomp, %% why\n rabbitmq_federation, rabbitmq_mqtt].\n", "%% ours\n[rabbitmq_stomp, rabbitmq_mqtt,rabbitmq_management].\n"},
+		{"no file content", "", "[rabbitmq_management].\n"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			p := rootWith(t, map[string]string{pluginsFile: test.before})
+			become(t, ManagementOnly(p))
+			if d := cmp.Diff(test.after, read(t, p.Path(pluginsFile))); d != "" {
+				t.Fatal(d)
+			}
+			become(t, Plugins(p))
+		})
+	}
+}
+
 // Whatever a well-formed file holds, one insertion or replacement makes it as
 // wanted, and nothing else of it changes.
 func TestListenerIsTheOnlyChange(t *testing.T) {

@@ -11,14 +11,17 @@ import (
 	"testing"
 )
 
+const pluginsFile = "/etc/rabbitmq/enabled_plugins"
+
 // Broker is a RabbitMQ of its own on an address of loopback.
 type Broker struct {
 	// Host is its AMQP listener, as address:port; AMQP the URL of its guest.
 	Host, AMQP string
+	// Root is a folder of its own, with its /etc/rabbitmq/enabled_plugins.
+	Root string
 	// Management is the port that a configuration may give to its HTTP API.
 	Management int
 
-	dir     string
 	command []string
 	env     []string
 	cmd     *exec.Cmd
@@ -41,6 +44,9 @@ func RabbitMQ(t testing.TB, ip string) *Broker {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
+	if err := os.MkdirAll(filepath.Join(dir, filepath.Dir(pluginsFile)), 0o755); err != nil {
+		t.Fatal(err)
+	}
 	if err := os.Chown(dir, int(owner.Uid), int(owner.Gid)); err != nil {
 		t.Fatal(err)
 	}
@@ -51,7 +57,7 @@ func RabbitMQ(t testing.TB, ip string) *Broker {
 		Host:       fmt.Sprintf("%s:%d", ip, port),
 		AMQP:       fmt.Sprintf("amqp://guest:guest@%s:%d/", ip, port),
 		Management: freePort(t),
-		dir:        dir,
+		Root:       dir,
 		said:       new(bytes.Buffer),
 		env: []string{
 			"PATH=/usr/sbin:/usr/bin:/sbin:/bin",
@@ -64,7 +70,7 @@ func RabbitMQ(t testing.TB, ip string) *Broker {
 			"ERL_EPMD_ADDRESS=127.0.0.1",
 			"RABBITMQ_CONF_ENV_FILE=" + inside + "/none",
 			"RABBITMQ_CONFIG_FILE=" + inside + "/rabbitmq",
-			"RABBITMQ_ENABLED_PLUGINS_FILE=" + inside + "/enabled_plugins",
+			"RABBITMQ_ENABLED_PLUGINS_FILE=" + inside + pluginsFile,
 			"RABBITMQ_MNESIA_BASE=" + inside + "/mnesia",
 			"RABBITMQ_LOG_BASE=" + inside + "/log",
 			"RABBITMQ_PID_FILE=" + inside + "/pid",
@@ -94,18 +100,43 @@ func (b *Broker) Start(t testing.TB, config string, plugins ...string) {
 	t.Helper()
 	for name, content := range map[string]string{
 		"rabbitmq.config": config,
-		"enabled_plugins": "[" + strings.Join(plugins, ",") + "].\n",
+		pluginsFile:       "[" + strings.Join(plugins, ",") + "].\n",
 	} {
-		if err := os.WriteFile(filepath.Join(b.dir, name), []byte(content), 0o644); err != nil {
+		if err := os.WriteFile(filepath.Join(b.Root, name), []byte(content), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
-	b.cmd = exec.Command(b.command[0], b.command[1:]...)
-	b.cmd.Env, b.cmd.Stdout, b.cmd.Stderr = b.env, b.said, b.said
-	b.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := b.cmd.Start(); err != nil {
+	b.run(t)
+}
+
+// Restart runs the broker again, with the files and the data that it has.
+func (b *Broker) Restart(t testing.TB) {
+	t.Helper()
+	b.Kill()
+	b.run(t)
+}
+
+func (b *Broker) run(t testing.TB) {
+	t.Helper()
+	cmd := exec.Command(b.command[0], b.command[1:]...)
+	cmd.Env, cmd.Stdout, cmd.Stderr = b.env, b.said, b.said
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
+	b.cmd = cmd
+}
+
+// Tools is a folder for PATH with the broker's own rabbitmq-plugins.
+func (b *Broker) Tools(t testing.TB) string {
+	t.Helper()
+	folder := t.TempDir()
+	script := fmt.Sprintf("#!/bin/sh\nexec env -i '%s' unshare --root='%s' --wd=/ /usr/lib/rabbitmq/bin/rabbitmq-plugins \"$@\"\n",
+		strings.Join(b.env, "' '"), debianRoot(t))
+	if err := os.WriteFile(filepath.Join(folder, "rabbitmq-plugins"), []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return folder
 }
 
 // Kill ends the broker as a power cut would. Its data stays.
