@@ -21,18 +21,16 @@ func credentialsOfPeers(_ context.Context, n *Node) (Resource, error) {
 	if !n.Platform.Traits.PresenceCredentials {
 		return nothing, nil
 	}
-	var peers []ctid.Peer
-	for _, m := range n.members {
-		peers = append(peers, ctid.Peer{Name: directory.Name(m.UUID), UUID: m.UUID})
-	}
 	// The account tells the generation of the secret.
-	type told struct {
+	type credential struct {
 		Account string
 		UUID    uuid.UUID
 	}
-	var read []told
-	for _, p := range peers {
-		read = append(read, told{n.Credentials().Account(), p.UUID})
+	var peers []ctid.Peer
+	var read []credential
+	for _, m := range n.members {
+		peers = append(peers, ctid.Peer{Name: directory.Name(m.UUID), UUID: m.UUID})
+		read = append(read, credential{n.Credentials().Account(), m.UUID})
 	}
 	return all{
 		ctid.Credentials(n.Platform, n.Identity().Advertise, n.Credentials().Account(), n.Credentials().DirectoryPassword(), peers),

@@ -48,7 +48,7 @@ func SealOperations() []SealOperation {
 	return []SealOperation{
 		{Step{"watch", "the watch of a node is stopped", sealWatch}, "systemd starts it"},
 		{Step{"kv-export", "Consul's KV is exported", sealExport}, ours("settle.kv-import")},
-		{Step{"directory-rows", "directory sources and the account of a mesh are gone", sealDirectory}, ours("converge.directories")},
+		{Step{"directory-rows", "directory sources and the account of a mesh are gone", sharing(sealDirectory)}, ours("converge.directories")},
 		{Step{"rabbitmq-plugins", "RabbitMQ's management and federation are enabled in its file", brokerPlugins}, ours("become.rabbitmq-plugins")},
 		{Step{"rabbitmq-management", "RabbitMQ's management listens on loopback only", brokerManagement}, ours("become.rabbitmq-management")},
 		{Step{"rabbitmq-federation", "federation users, upstreams and policies are gone", sealBroker}, ours("settle.rabbitmq-account")},

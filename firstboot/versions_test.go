@@ -289,7 +289,7 @@ func TestAVersionFileThatDisagreesWithTheDatabaseIsRefused(t *testing.T) {
 		{"16.13", "16.13 16.16", []string{"has ctidirectories.uri", "lacks ctidirectories.directory_id"}, "16.12"},
 		{"16.16", "16.13 16.16", []string{"has infos.wazo_version"}, "17.17"},
 		{"17.17", "17.17", []string{"lacks infos.wazo_version"}, "16.16"},
-		{"18.04", "17.17", []string{"has accesswebservice.obj"}, "15.20"},
+		{"18.04", "15.20 16.03 16.12 16.13 16.16 17.17", nil, ""}, // nobody knows
 	} {
 		for _, era := range schema.Eras {
 			name := c.version + " on the database of " + era
@@ -300,6 +300,9 @@ func TestAVersionFileThatDisagreesWithTheDatabaseIsRefused(t *testing.T) {
 					t.Errorf("fits: %t, but the check says %v", fits, err)
 				}
 			})
+		}
+		if c.other == "" {
+			continue
 		}
 		for verb, do := range map[string]func(context.Context, *Node) error{
 			"become": func(ctx context.Context, n *Node) error {
@@ -397,8 +400,20 @@ func TestANodeWaitsForTheWizard(t *testing.T) {
 }
 
 func TestALaterVersionBecomesAndSharesNothing(t *testing.T) {
-	db := open(t, server.Postgres(t, schema.SQL("17.17")))
+	// As late ones have it: no account, no directory is in this database.
+	db := open(t, server.Postgres(t, schema.SQL("17.17")+`DROP TABLE accesswebservice, ctidirectoryfields, ctidirectories, directories, cticontexts CASCADE;`))
 	n := aNode(t, "18.04", db)
+	if err := n.checkSchema(t.Context()); err != nil {
+		t.Error(err)
+	}
+	for _, s := range []Step{step(t, BecomePhase, "old-keys"), step(t, BecomePhase, "service-keys")} {
+		if _, err := s.run(t.Context(), n, s.Name); err != nil {
+			t.Errorf("%s: %v", s.Name, err)
+		}
+	}
+	if _, err := SealOperations()[2].run(t.Context(), n, "directory-rows"); err != nil || SealOperations()[2].Name != "directory-rows" {
+		t.Errorf("seal: %v", err)
+	}
 	for _, s := range []Step{step(t, BecomePhase, "uuid-database"), step(t, BecomePhase, "uuid-files"), step(t, BecomePhase, "ctid-config")} {
 		if diff, err := s.run(t.Context(), n, s.Name); err != nil || diff == nil {
 			t.Errorf("%s: %v, %v", s.Name, diff, err)

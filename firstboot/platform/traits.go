@@ -9,7 +9,7 @@ import "fmt"
 type Traits struct {
 	// Columns says of a column, as "table.column", whether the database of this
 	// version has it. It tells a database of another version; which columns to
-	// write is looked up.
+	// write is looked up. Empty where that is not known.
 	Columns map[string]bool
 	// UUIDInEnvironment: daemons take the UUID from XIVO_UUID, which is kept in
 	// /etc/profile.d/xivo_uuid.sh, systemd's system.conf, /etc/default/xivo and
@@ -84,7 +84,10 @@ var changes = []change{
 	{"17.03", "the UUID is made at installation, and copied into the database", func(t *Traits) { t.UUIDFromEnvironment = true }},
 	{"17.16", "xivo-ctid asks its own xivo-ctid-ng", func(t *Traits) { t.CtidAsksPeers = false }},
 	{"17.17", "xivo-service becomes an alias", func(t *Traits) { t.ServiceCommand = "wazo-service" }},
-	{"18.04", "past what the procedure was written for", func(t *Traits) { t.Joinable = false }},
+	{"18.04", "past what the procedure was written for", func(t *Traits) {
+		// Which tables there are changes with nearly every release from here on.
+		t.Joinable, t.Columns = false, nil
+	}},
 }
 
 func traitsOf(v Version) (Traits, error) {
