@@ -25,6 +25,9 @@ var reserved = map[string]string{
 	"tls":    "certificates of the mesh are not managed yet",
 	"wizard": "XiVO's wizard is passed by a person for now",
 	"hooks":  "there are no hooks yet",
+	// Half a change would be worse than none: accounts and upstreams can live
+	// beside those of another secret, but gossip with another key is cut off.
+	"previous_secret": "the secret of a mesh cannot be changed while it runs yet",
 }
 
 // fields is the block: what it may say, and where in c that goes.
@@ -34,7 +37,6 @@ func (r *reader) fields(c *Config) []field {
 		{key: "peers", read: r.list(&c.Peers, host), need: "list any nodes of the mesh, or write `peers: []` for the first one"},
 		{key: "secret", read: r.secret(&c.Secret)},
 		{key: "secret_file", read: r.string(&c.SecretFile, absolute)},
-		{key: "previous_secret", read: r.secret(&c.PreviousSecret)},
 		{key: "advertise", read: r.advertise(&c.Advertise)},
 		{key: "identity", read: r.choice(&c.Identity, IdentityAuto, IdentityKeep, IdentityRegenerate)},
 		{key: "topology", read: r.choice(&c.Topology, TopologyMesh, TopologyRing, TopologyHub)},
@@ -85,14 +87,12 @@ func (r *reader) block(n *yaml.Node, c *Config) {
 		return
 	}
 
-	word, file, previous := seen["secret"], seen["secret_file"], seen["previous_secret"]
+	word, file := seen["secret"], seen["secret_file"]
 	switch {
 	case word == nil && file == nil:
 		r.at(n, blockKey+".secret", "is missing", fmt.Sprintf("write the secret that the mesh shares, at least %d characters, or secret_file", MinSecret))
 	case word != nil && file != nil:
 		r.at(file, blockKey+".secret_file", "there is a secret, too", "keep one of the two")
-	case previous != nil && c.PreviousSecret == c.Secret && c.Secret != "":
-		r.at(previous, blockKey+".previous_secret", "is the same as secret", "remove it, or give the mesh a new secret")
 	}
 
 	hub := seen["hub"]

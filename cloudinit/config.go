@@ -44,9 +44,7 @@ type Config struct {
 	Secret secret.Secret
 	// SecretFile is the absolute path of the file that holds the secret, or "".
 	SecretFile string
-	// PreviousSecret is the secret that a mesh is moving away from, or "".
-	PreviousSecret secret.Secret
-	Advertise      Advertise
+	Advertise  Advertise
 	// Identity is one of the Identity constants.
 	Identity string
 	// Topology is one of the Topology constants.

@@ -28,7 +28,6 @@ xivo:
   version: 1
   peers: [192.168.1.124, XiVO2.Example.com, 192.168.1.124]
   secret: "a secret of the mesh"
-  previous_secret: "the secret of before"
   advertise: {interface: eth1}
   identity: keep
   topology: hub
@@ -43,16 +42,15 @@ runcmd: [ls]
 		t.Fatal(err)
 	}
 	want := &Config{
-		Version:        1,
-		Peers:          []string{"192.168.1.124", "xivo2.example.com"},
-		Secret:         "a secret of the mesh",
-		PreviousSecret: "the secret of before",
-		Advertise:      Advertise{Interface: "eth1"},
-		Identity:       IdentityKeep,
-		Topology:       TopologyHub,
-		Hub:            "192.168.1.124",
-		Directory:      Directory{Contexts: []string{"default", "sales"}, VerifyCertificate: true, CAFile: "/etc/ssl/mesh.pem"},
-		Firewall:       Firewall{Strict: true, Allow: []string{"10.0.0.0/8", "192.168.1.7"}},
+		Version:   1,
+		Peers:     []string{"192.168.1.124", "xivo2.example.com"},
+		Secret:    "a secret of the mesh",
+		Advertise: Advertise{Interface: "eth1"},
+		Identity:  IdentityKeep,
+		Topology:  TopologyHub,
+		Hub:       "192.168.1.124",
+		Directory: Directory{Contexts: []string{"default", "sales"}, VerifyCertificate: true, CAFile: "/etc/ssl/mesh.pem"},
+		Firewall:  Firewall{Strict: true, Allow: []string{"10.0.0.0/8", "192.168.1.7"}},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
@@ -111,16 +109,16 @@ func TestInvalid(t *testing.T) {
 	}
 	for _, c := range []struct{ name, doc, want string }{
 		{"unknown key", with("peer: [a]"), "d:5:3: xivo: unknown key \"peer\", did you mean `peers`?"},
-		{"unknown key, unlike any", with("colour: red"), `d:5:3: xivo: unknown key "colour", remove it; known here: version, peers, secret, secret_file, previous_secret, advertise, identity, topology, hub, directory, consul, firewall`},
+		{"unknown key, unlike any", with("colour: red"), `d:5:3: xivo: unknown key "colour", remove it; known here: version, peers, secret, secret_file, advertise, identity, topology, hub, directory, consul, firewall`},
 		{"unknown key in another spelling", with("Secret-File: /x"), "d:5:3: xivo: unknown key \"Secret-File\", did you mean `secret_file`?"},
 		{"nested unknown key", with("directory: {verify_certificat: true}"), "d:5:15: xivo.directory: unknown key \"verify_certificat\", did you mean `verify_certificate`?"},
 		{"nested key at the top", with("encrypt: true"), "d:5:3: xivo: unknown key \"encrypt\", it belongs below `consul:`"},
-		{"key and secret run together", "xivo: {version: 1, peers: [], secret:hunter2hunter2hunter2}", "d:1:7: xivo.secret: is missing, write the secret that the mesh shares, at least 16 characters, or secret_file\nd:1:31: xivo: unknown key \"secret…\", remove it; known here: version, peers, secret, secret_file, previous_secret, advertise, identity, topology, hub, directory, consul, firewall"},
+		{"key and secret run together", "xivo: {version: 1, peers: [], secret:hunter2hunter2hunter2}", "d:1:7: xivo.secret: is missing, write the secret that the mesh shares, at least 16 characters, or secret_file\nd:1:31: xivo: unknown key \"secret…\", remove it; known here: version, peers, secret, secret_file, advertise, identity, topology, hub, directory, consul, firewall"},
 		{"misspelt xivo", "Xvio: {version: 1}", "d:1:1: unknown key \"Xvio\", did you mean `xivo`?"},
 		{"block at the top of a cloud-config", "#cloud-config\nversion: 1\npeers: []\n", "d:3:1: version and peers stand at the top of a cloud-config, indent the block below `xivo:`"},
 		{"merge key", "a: &a {version: 1}\nxivo: {<<: *a, version: 1, peers: [], secret: \"" + word + "\"}", "d:2:8: xivo: merge keys (<<) are not read, write the keys out"},
 
-		{"list for the block", "xivo: [1]", "d:1:7: xivo: is a list, write keys with values: version, peers, secret, secret_file, previous_secret, advertise, identity, topology, hub, directory, consul, firewall"},
+		{"list for the block", "xivo: [1]", "d:1:7: xivo: is a list, write keys with values: version, peers, secret, secret_file, advertise, identity, topology, hub, directory, consul, firewall"},
 		{"text for a list", with("firewall: {allow: 10.0.0.1}"), "d:5:21: xivo.firewall.allow: is text, write a list: [a, b], or [] for none"},
 		{"number in a list", peers("10"), "d:1:61: xivo.peers[0]: is a number, write text (in quotes)"},
 		{"text for true or false", with(`consul: {encrypt: "true"}`), "d:5:21: xivo.consul.encrypt: is text, write true or false"},
@@ -143,12 +141,12 @@ func TestInvalid(t *testing.T) {
 		{"empty secret", "xivo: {version: 1, peers: [], secret: }", "d:1:31: xivo.secret: is empty, write one, in quotes"},
 		{"secret with a newline", "xivo:\n  version: 1\n  peers: []\n  secret: |\n    " + word + "\n", "d:4:11: xivo.secret: holds a line break or another control character, write it on one line"},
 		{"secret with space around", `xivo: {version: 1, peers: [], secret: " ` + word + `"}`, "d:1:39: xivo.secret: starts or ends with space, remove that"},
-		{"secret that did not change", with("previous_secret: " + word), "d:5:20: xivo.previous_secret: is the same as secret, remove it, or give the mesh a new secret"},
 		{"the secret in place of its file", "xivo: {version: 1, peers: [], secret_file: hunter2hunter2hunter2}", "d:1:44: xivo.secret_file: is not an absolute path, start it with /"},
 		{"version 2 hides what it may allow", "xivo: {version: 2, meshes: []}", "d:1:17: xivo.version: is \"2\", and this program knows 1 only, write 1, or install a newer xivo-firstboot"},
 		{"version as text", `xivo: {version: "1", peers: [], secret: "` + word + `"}`, "d:1:17: xivo.version: is text, write the number 1"},
 		{"reserved tls", with("tls: {}"), "d:5:3: xivo.tls: is reserved: certificates of the mesh are not managed yet, remove it"},
 		{"reserved wizard", with("wizard: {}"), "d:5:3: xivo.wizard: is reserved: XiVO's wizard is passed by a person for now, remove it"},
+		{"reserved previous_secret", with("previous_secret: hunter2hunter2hunter2"), "d:5:3: xivo.previous_secret: is reserved: the secret of a mesh cannot be changed while it runs yet, remove it"},
 		{"reserved hooks", with("hooks: []"), "d:5:3: xivo.hooks: is reserved: there are no hooks yet, remove it"},
 
 		{"empty block", "#cloud-config\nxivo:\n", "d:2:1: xivo: the block is empty, write at least version, peers and secret"},

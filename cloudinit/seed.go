@@ -130,9 +130,6 @@ func block(c *Config) mapping {
 	} else {
 		m = append(m, entry{"secret_file", c.SecretFile})
 	}
-	if c.PreviousSecret != "" {
-		m = append(m, entry{"previous_secret", c.PreviousSecret.Reveal()})
-	}
 	var advertise any = "auto"
 	switch {
 	case c.Advertise.Address != "":

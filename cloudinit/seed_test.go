@@ -54,9 +54,6 @@ func configs(t *rapid.T) *Config {
 	} else {
 		c.Secret = secrets.Draw(t, "secret")
 	}
-	if previous := secrets.Draw(t, "previous"); previous != c.Secret && rapid.Bool().Draw(t, "changing") {
-		c.PreviousSecret = previous
-	}
 	switch rapid.IntRange(0, 2).Draw(t, "advertise") {
 	case 1:
 		c.Advertise.Address = "192.168.1.125"

@@ -27,8 +27,6 @@ type Config struct {
 	Secret string `mapstructure:"secret"`
 	// A file on the node, with an absolute path, that holds the secret.
 	SecretFile string `mapstructure:"secret_file"`
-	// The secret that the mesh is moving away from.
-	PreviousSecret string `mapstructure:"previous_secret"`
 	// The IPv4 address at which the other nodes reach this one. Defaults to
 	// `auto`, which the node finds out at each boot.
 	Advertise string `mapstructure:"advertise"`
@@ -92,10 +90,8 @@ func (c *Config) Prepare(raws ...any) error {
 	if err := config.Decode(c, &config.DecodeOpts{PluginType: "xivo.user-data"}, raws...); err != nil {
 		return err
 	}
-	for _, secret := range []string{c.Secret, c.PreviousSecret} {
-		if secret != "" && secret != unknown {
-			packersdk.LogSecretFilter.Set(secret)
-		}
+	if c.Secret != "" && c.Secret != unknown {
+		packersdk.LogSecretFilter.Set(c.Secret)
 	}
 	if _, err := c.document(); err != nil && !c.isUnknown() {
 		return err
@@ -149,7 +145,7 @@ func (c *Config) yaml() []byte {
 		block["peers"] = c.Peers
 	}
 	for key, value := range map[string]string{
-		"secret": c.Secret, "secret_file": c.SecretFile, "previous_secret": c.PreviousSecret,
+		"secret": c.Secret, "secret_file": c.SecretFile,
 		"advertise": c.Advertise, "identity": c.Identity, "topology": c.Topology, "hub": c.Hub,
 	} {
 		if value != "" {

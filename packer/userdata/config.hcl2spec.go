@@ -13,7 +13,6 @@ type FlatConfig struct {
 	Peers              []string             `mapstructure:"peers" required:"true" cty:"peers" hcl:"peers"`
 	Secret             *string              `mapstructure:"secret" cty:"secret" hcl:"secret"`
 	SecretFile         *string              `mapstructure:"secret_file" cty:"secret_file" hcl:"secret_file"`
-	PreviousSecret     *string              `mapstructure:"previous_secret" cty:"previous_secret" hcl:"previous_secret"`
 	Advertise          *string              `mapstructure:"advertise" cty:"advertise" hcl:"advertise"`
 	AdvertiseInterface *string              `mapstructure:"advertise_interface" cty:"advertise_interface" hcl:"advertise_interface"`
 	Identity           *string              `mapstructure:"identity" cty:"identity" hcl:"identity"`
@@ -40,7 +39,6 @@ func (*FlatConfig) HCL2Spec() map[string]hcldec.Spec {
 		"peers":               &hcldec.AttrSpec{Name: "peers", Type: cty.List(cty.String), Required: false},
 		"secret":              &hcldec.AttrSpec{Name: "secret", Type: cty.String, Required: false},
 		"secret_file":         &hcldec.AttrSpec{Name: "secret_file", Type: cty.String, Required: false},
-		"previous_secret":     &hcldec.AttrSpec{Name: "previous_secret", Type: cty.String, Required: false},
 		"advertise":           &hcldec.AttrSpec{Name: "advertise", Type: cty.String, Required: false},
 		"advertise_interface": &hcldec.AttrSpec{Name: "advertise_interface", Type: cty.String, Required: false},
 		"identity":            &hcldec.AttrSpec{Name: "identity", Type: cty.String, Required: false},
