@@ -9,11 +9,17 @@ import (
 	"strings"
 )
 
-// BinaryPath is where the units expect xivo-firstboot.
-const BinaryPath = "/usr/local/sbin/xivo-firstboot"
+// BinaryPath is where the units expect xivo-firstboot. A baked image has it and
+// the units where the Debian package has them, which therefore upgrades both.
+const BinaryPath = "/usr/sbin/xivo-firstboot"
 
-// unitDir is where systemd looks for the units of an administrator.
-const unitDir = "/etc/systemd/system"
+const (
+	// unitDir is where packages put their units; /usr/lib is not looked at by
+	// every Debian that XiVO ran on.
+	unitDir = "/lib/systemd/system"
+	// enabledDir is where systemd keeps what is enabled.
+	enabledDir = "/etc/systemd/system"
+)
 
 //go:embed image
 var image embed.FS
@@ -76,7 +82,7 @@ func Links() []Link {
 		unit := parseUnit(string(f.Content))
 		for key, suffix := range map[string]string{"Install.RequiredBy": ".requires", "Install.WantedBy": ".wants"} {
 			for _, by := range unit[key] {
-				links = append(links, Link{path.Join(unitDir, by+suffix, path.Base(f.Path)), f.Path})
+				links = append(links, Link{path.Join(enabledDir, by+suffix, path.Base(f.Path)), f.Path})
 			}
 		}
 	}

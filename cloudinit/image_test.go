@@ -30,9 +30,9 @@ func TestImageFiles(t *testing.T) {
 		modes[f.Path] = f.Mode.String()
 	}
 	want := map[string]string{
-		"/etc/systemd/system/xivo-firstboot.service":        "-rw-r--r--",
-		"/etc/systemd/system/xivo-firstboot-settle.service": "-rw-r--r--",
-		"/etc/systemd/system/xivo-mesh.service":             "-rw-r--r--",
+		"/lib/systemd/system/xivo-firstboot.service":        "-rw-r--r--",
+		"/lib/systemd/system/xivo-firstboot-settle.service": "-rw-r--r--",
+		"/lib/systemd/system/xivo-mesh.service":             "-rw-r--r--",
 		"/etc/cloud/cloud.cfg.d/90_xivo-firstboot.cfg":      "-rw-r--r--",
 		"/etc/cloud/clean.d/50-xivo-firstboot":              "-rwxr-xr-x",
 	}
@@ -151,10 +151,10 @@ func TestLinksAreThoseOfSystemctlEnable(t *testing.T) {
 		made[l.Path] = l.Target
 	}
 	for link, target := range map[string]string{
-		"/etc/systemd/system/consul.service.requires/xivo-firstboot.service":           "/etc/systemd/system/xivo-firstboot.service",
-		"/etc/systemd/system/rabbitmq-server.service.requires/xivo-firstboot.service":  "/etc/systemd/system/xivo-firstboot.service",
-		"/etc/systemd/system/xivo-ctid.service.requires/xivo-firstboot-settle.service": "/etc/systemd/system/xivo-firstboot-settle.service",
-		"/etc/systemd/system/multi-user.target.wants/xivo-mesh.service":                "/etc/systemd/system/xivo-mesh.service",
+		"/etc/systemd/system/consul.service.requires/xivo-firstboot.service":           "/lib/systemd/system/xivo-firstboot.service",
+		"/etc/systemd/system/rabbitmq-server.service.requires/xivo-firstboot.service":  "/lib/systemd/system/xivo-firstboot.service",
+		"/etc/systemd/system/xivo-ctid.service.requires/xivo-firstboot-settle.service": "/lib/systemd/system/xivo-firstboot-settle.service",
+		"/etc/systemd/system/multi-user.target.wants/xivo-mesh.service":                "/lib/systemd/system/xivo-mesh.service",
 	} {
 		if made[link] != target {
 			t.Errorf("%s leads to %q", link, made[link])
@@ -170,7 +170,7 @@ func TestLinksAreThoseOfSystemctlEnable(t *testing.T) {
 		t.Fatalf("%v: %s", err, out)
 	}
 	enabled := map[string]string{}
-	links, _ := filepath.Glob(filepath.Join(root, unitDir, "*.*", "*"))
+	links, _ := filepath.Glob(filepath.Join(root, enabledDir, "*.*", "*"))
 	for _, link := range links {
 		target, err := os.Readlink(link)
 		if err != nil {

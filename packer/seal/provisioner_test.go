@@ -57,11 +57,11 @@ func (m *machine) Download(path string, to io.Writer) error {
 func TestProvision(t *testing.T) {
 	const (
 		upload  = "upload /tmp/xivo-firstboot.upload: the binary"
-		install = "install -D -o root -g root -m 0755 /tmp/xivo-firstboot.upload /usr/local/sbin/xivo-firstboot"
+		install = "install -D -o root -g root -m 0755 /tmp/xivo-firstboot.upload /usr/sbin/xivo-firstboot"
 		remove  = "rm -f /tmp/xivo-firstboot.upload"
-		seal    = "/usr/local/sbin/xivo-firstboot seal"
+		seal    = "/usr/sbin/xivo-firstboot seal"
 		fetch   = "download /var/lib/xivo-firstboot/seal.json"
-		last    = "/usr/local/sbin/xivo-firstboot seal --last"
+		last    = "/usr/sbin/xivo-firstboot seal --last"
 	)
 	type settings = map[string]any
 	for _, tc := range []struct {

@@ -144,7 +144,7 @@ func xivo(t *testing.T, version, tags string) (debian string, layers []string) {
 	if err := os.Chmod(program, 0o755); err != nil { // it is a machine's /, too
 		t.Fatal(err)
 	}
-	build := exec.CommandContext(t.Context(), "go", "build", "-tags="+tags, "-o", filepath.Join(program, "usr/local/sbin/xivo-firstboot"),
+	build := exec.CommandContext(t.Context(), "go", "build", "-tags="+tags, "-o", filepath.Join(program, "usr/sbin/xivo-firstboot"),
 		"github.com/xivo-mesh/packer-plugin-xivo/cmd/xivo-firstboot")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
