@@ -26,10 +26,10 @@ import (
 var (
 	kills = flag.Int("kills", 20, "how often TestCrash kills the program, at least")
 	seed  = flag.Uint64("seed", 0, "of the random choices of TestCrash; 0: a new one")
-	at    = flag.String("at", "", "kill TestCrash's program once only, at this boundary (PHASE.STEP:BOUNDARY)")
+	only  = flag.String("at", "", "a failpoint: kill TestCrash's program once only, there")
 )
 
-const roundDeadline = 5 * time.Minute
+const roundDeadline = 10 * time.Minute
 
 // TestCrash kills the first boot of an unsealed copy with SIGKILL, at every
 // boundary of its steps and at random instants, and starts it again each time.
@@ -42,38 +42,69 @@ func TestCrash(t *testing.T) {
 	if *seed == 0 {
 		*seed = rand.Uint64()
 	}
-	if *at != "" {
+	if *only != "" {
 		*kills = 1
 	}
 	t.Logf("seed %d", *seed)
-	c := &crash{lab: unsealedLab(t, "failpoints"), random: rand.New(rand.NewPCG(*seed, 0))}
+	c := &crash{
+		lab:    unsealedLab(t, "failpoints"),
+		random: rand.New(rand.NewPCG(*seed, 0)),
+		document: fmt.Appendf(nil, "#cloud-config\nxivo:\n  version: 1\n  identity: regenerate\n  secret: a sentence that only we know\n  peers: [%s]\n",
+			scenario.Address(2)),
+	}
+	peer := make(chan error, 1)
+	go func() { peer <- c.startPeer(t.Context()) }()
 	c.original, c.stored = usedXiVO(t, c.lab)
-	c.startPeer(t)
+	if err := <-peer; err != nil {
+		t.Fatal(err)
+	}
 
 	start := time.Now()
 	undisturbed, _ := c.round(t, plan{})
 	if lost := c.stored.differences(undisturbed.only("KV ")); len(lost) > 0 {
 		t.Fatalf("the KV after a first boot that nobody disturbed:\n%s", strings.Join(lost, "\n"))
 	}
+	var all []kill
 	lost := 0
-	for len(c.killed) < *kills {
-		p := c.next()
+	for len(all) < *kills {
+		p := c.next(*kills - len(all))
 		have, killed := c.round(t, p)
+		all = append(all, killed...)
 		diff := undisturbed.differences(have)
 		lost += len(diff)
 		if len(diff) > 0 {
 			t.Errorf("after kills at\n  %s\nthis is not as without them:\n%s", join(killed), strings.Join(diff, "\n"))
+			t.Fatal("what did it: ", c.blame(t, undisturbed, p.at))
 		}
 	}
 
 	midStep := 0
-	for _, k := range c.killed {
+	for _, k := range all {
 		if k.midStep {
 			midStep++
 		}
 	}
-	t.Logf("%d kills in %d first boots, %d of them in the middle of a step; lost or different: %d of %d things (%d keys of the KV); seed %d; %s",
-		len(c.killed), c.rounds-1, midStep, lost, len(undisturbed), len(c.stored), *seed, time.Since(start).Round(time.Second))
+	t.Logf("%d kills in %d first boots, at least %d of them in the middle of a step; lost or different: %d of %d things (%d keys of the KV); seed %d; %s",
+		len(all), c.rounds-1, midStep, lost, len(undisturbed), len(c.stored), *seed, time.Since(start).Round(time.Second))
+}
+
+// blame halves what a round was killed at until it knows which kill it was.
+func (c *crash) blame(t *testing.T, undisturbed endState, at []string) string {
+	suspects := at
+	for len(suspects) > 1 {
+		first, second := suspects[:len(suspects)/2], suspects[len(suspects)/2:]
+		have, _ := c.round(t, plan{at: first})
+		if suspects = second; len(undisturbed.differences(have)) > 0 {
+			suspects = first
+		}
+	}
+	if len(suspects) == 1 {
+		have, _ := c.round(t, plan{at: suspects})
+		if len(undisturbed.differences(have)) > 0 {
+			return suspects[0]
+		}
+	}
+	return "no kill alone"
 }
 
 // crash is what the rounds of a test share.
@@ -83,19 +114,19 @@ type crash struct {
 	stored   endState     // what of the original's KV is to be there in the end
 	document []byte
 	random   *rand.Rand
-
-	rounds int
-	killed []kill
+	rounds   int
 }
 
 // plan says how the program is killed in one first boot.
 type plan struct {
-	boundaries []string // at each of these, once
-	instants   int      // and so often, at most, at any time
+	at          []string // failpoints: at each of these, once
+	starts      int      // and so often, at most, in its first half second
+	misfortunes bool     // and what else may happen
 }
 
 // kill is one that happened.
 type kill struct {
+	after   time.Duration // since power-on
 	where   string
 	midStep bool
 }
@@ -103,7 +134,7 @@ type kill struct {
 func join(kills []kill) string {
 	var where []string
 	for _, k := range kills {
-		where = append(where, k.where)
+		where = append(where, fmt.Sprintf("%5.1fs %s", k.after.Seconds(), k.where))
 	}
 	return strings.Join(where, "\n  ")
 }
@@ -124,24 +155,32 @@ func boundaries() []string {
 	return all
 }
 
-// next is the plan of the next round: first every boundary in turn, then random
-// instants with some boundaries between them, now and then a single kill.
-func (c *crash) next() plan {
-	all := boundaries()
-	missing := *kills - len(c.killed)
-	c.random.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
-	switch {
-	case *at != "":
-		return plan{boundaries: []string{*at}}
-	case missing < len(all):
-		// A step that has nothing to do has no Apply, so not all are come by.
-		return plan{boundaries: all[:missing], instants: missing}
-	case c.rounds == 1:
-		return plan{boundaries: all}
-	case c.rounds%3 == 0:
-		return plan{boundaries: all[:1]}
+// next is the plan of the next round: first every boundary in turn, then as
+// many random instants, now and then a single kill.
+func (c *crash) next(missing int) plan {
+	at := boundaries()
+	c.random.Shuffle(len(at), func(i, j int) { at[i], at[j] = at[j], at[i] })
+	instants := func(at []string) []string {
+		for i := range at {
+			// As many shorter than a millisecond as longer than 100.
+			d := 10 * math.Pow(10, 5*c.random.Float64())
+			at[i] += fmt.Sprintf("+%dus", int(d))
+		}
+		return at
 	}
-	return plan{boundaries: all[:len(all)/3], instants: 30}
+	switch {
+	case *only != "":
+		return plan{at: []string{*only}}
+	case missing < len(at)/2:
+		// A step that has nothing to do has no Apply, so not all are come by.
+		n := missing
+		return plan{at: append(at[:n:n], instants(at[n:n+n/2])...), starts: 3, misfortunes: true}
+	case c.rounds == 1:
+		return plan{at: at}
+	case c.rounds%3 == 0:
+		return plan{at: at[:1], misfortunes: true}
+	}
+	return plan{at: instants(at), starts: 9}
 }
 
 // round takes a new copy of the original through its first boot.
@@ -161,12 +200,19 @@ func (c *crash) round(t *testing.T, p plan) (endState, []kill) {
 	if err := m.WaitRunning(ctx); err != nil {
 		t.Fatal(err)
 	}
-	r := &round{t, ctx, m, c.random, p, nil}
-	r.run("sh", "-c", `printf '%s\n' "$@" >/run/failpoints`, "sh", strings.Join(p.boundaries, "\n"))
+	r := &round{T: t, ctx: ctx, m: m, random: c.random, plan: p}
+	r.run("sh", "-c", `printf '%s\n' "$@" >/run/failpoints`, "sh", strings.Join(p.at, "\n"))
 
+	if p.misfortunes {
+		r.diskFull()
+		r.twoCopies()
+	}
 	// As a boot does; the daemons of the original are not enabled.
 	r.phase("become")
 	r.run("systemctl", "start", "rabbitmq-server", "consul")
+	if p.misfortunes {
+		r.halfRestored()
+	}
 	r.phase("settle")
 	r.run("systemctl", "start", "xivo-confd", "xivo-dird", "xivo-ctid")
 	r.phase("converge")
@@ -175,18 +221,23 @@ func (c *crash) round(t *testing.T, p plan) (endState, []kill) {
 	}
 
 	state := readEndState(t, m)
-	c.killed = append(c.killed, r.killed...)
+	t.Logf("first boot %d: %d kills, %s", c.rounds, len(r.killed), time.Since(m.Booted).Round(time.Second))
 	// The next newcomer finds a mesh as this one did.
-	r.run("sh", "-ec", `curl -ksf -X PUT -H "X-Consul-Token: $(cat /var/lib/consul/master_token)" https://localhost:8500/v1/agent/leave`)
+	r.run("sh", "-ec", token+`curl -ksf -X PUT -H "X-Consul-Token: $token" https://localhost:8500/v1/agent/leave`)
 	if err := m.Poweroff(ctx); err != nil {
 		t.Fatal(err)
 	}
 	return state, r.killed
 }
 
+const killedByKill = 128 + 9
+
+// token puts Consul's master token into a shell variable.
+const token = `token=$(cat /var/lib/consul/master_token); `
+
 // round is one first boot.
 type round struct {
-	t      *testing.T
+	*testing.T
 	ctx    context.Context
 	m      *lab.Machine
 	random *rand.Rand
@@ -195,57 +246,113 @@ type round struct {
 }
 
 func (r *round) run(argv ...string) string {
-	r.t.Helper()
+	r.Helper()
 	out, err := r.m.Run(r.ctx, argv...)
 	if err != nil {
-		r.t.Fatalf("after kills at\n  %s\n%v", join(r.killed), err)
+		r.fail(err)
 	}
 	return out
 }
 
+func (r *round) fail(err error) {
+	r.Helper()
+	r.Fatalf("after kills at\n  %s\n%v", join(r.killed), err)
+}
+
 // phase starts a phase again and again until it comes to its end.
 func (r *round) phase(name string) {
-	r.t.Helper()
-	left := func() string { return r.run("cat", "/run/failpoints") }
-	const killedByKill = 128 + 9
-	patience := 100 * time.Millisecond
-	instants := r.plan.instants / 3
+	r.Helper()
+	starts := r.plan.starts / len(firstboot.Phases())
 	err := lab.Wait(r.ctx, name+" to end", func(ctx context.Context) (bool, error) {
 		for {
-			before := left()
 			argv := []string{"env", "XIVO_FIRSTBOOT_FAILPOINTS=/run/failpoints", "xivo-firstboot", name}
-			alive := time.Duration(r.random.Int64N(int64(patience)))
-			if instants > 0 {
+			alive := time.Duration(r.random.Int64N(int64(time.Second / 2)))
+			if starts > 0 {
 				argv = append([]string{"timeout", "--foreground", "--signal=KILL", fmt.Sprint(alive.Seconds())}, argv...)
 			}
-			_, err := r.m.Run(ctx, argv...)
-			switch lab.ExitCode(err) {
-			case 0:
+			before := r.run("cat", "/run/failpoints")
+			out, err := r.m.Run(ctx, argv...)
+			switch code := lab.ExitCode(err); {
+			case code == 0:
 				return true, nil
-			case killedByKill:
-			case 3:
-				if name == "converge" {
-					return false, err // joining
-				}
-				fallthrough
-			default:
-				r.t.Fatalf("%s after kills at\n  %s\n%v", name, join(r.killed), err)
+			case code == 3 && name == "converge" || ctx.Err() != nil:
+				return false, fmt.Errorf("%w: %s", err, out) // joining
+			case code != killedByKill:
+				r.fail(err)
 			}
-			k := kill{where: struckOut(before, left())}
+			k := kill{after: time.Since(r.m.Booted), where: struckOut(before, r.run("cat", "/run/failpoints"))}
+			k.midStep = r.begun() || strings.HasPrefix(k.where, "converge.") && !strings.Contains(k.where, "+")
 			if k.where == "" {
-				instants--
-				// Later and later, or nothing would ever get further.
-				patience += patience / 4
+				starts--
 				k.where = fmt.Sprintf("%s, %s after its start", name, alive.Round(time.Millisecond))
-				k.midStep = name != "converge" && r.begun()
-			} else {
-				k.midStep = strings.Contains(k.where, ".") // not between two phases
 			}
 			r.killed = append(r.killed, k)
 		}
 	})
 	if err != nil {
-		r.t.Fatalf("after kills at\n  %s\n%v", join(r.killed), err)
+		r.fail(err)
+	}
+}
+
+// diskFull lets the disk be full while the KV is exported: nothing is removed.
+func (r *round) diskFull() {
+	r.Helper()
+	const everything = `cd /; { PGPASSWORD=proformatique pg_dump --host=localhost --username=asterisk --data-only asterisk | grep -v '^\\'; tar --create etc var/lib/consul; } | sha256sum`
+	before := r.run("sh", "-c", everything)
+	for what, size := range map[string]string{
+		"a copy of Consul's state":       "1m",
+		"that copy, but not its content": "$(($(du --summarize --block-size=1k /var/lib/consul/raft | cut -f1) + 512))k",
+	} {
+		r.run("sh", "-ec", `mkdir -p -m 700 /var/lib/xivo-firstboot; mount -t tmpfs -o mode=700,size=`+size+` tmpfs /var/lib/xivo-firstboot`)
+		_, err := r.m.Run(r.ctx, "xivo-firstboot", "become")
+		if lab.ExitCode(err) != 1 || !strings.Contains(err.Error(), "export the KV at rest") {
+			r.Errorf("the disk has no room for %s: want exit code 1 and why, got %v", what, err)
+		}
+		r.run("umount", "/var/lib/xivo-firstboot")
+		if now := r.run("sh", "-c", everything); now != before {
+			r.Errorf("the disk has no room for %s, and Consul, the database or /etc changed all the same", what)
+		}
+	}
+}
+
+// twoCopies starts the program twice. One works, until it is killed like any
+// other; the other says who has the lock.
+func (r *round) twoCopies() {
+	r.Helper()
+	const where = "become.kv-export:before-done"
+	r.run("sh", "-c", "echo "+where+" >/run/failpoints.both")
+	ends := make(chan error)
+	for range 2 {
+		go func() {
+			_, err := r.m.Run(r.ctx, "env", "XIVO_FIRSTBOOT_FAILPOINTS=/run/failpoints.both", "xivo-firstboot", "become")
+			ends <- err
+		}()
+	}
+	second, first := <-ends, <-ends
+	if lab.ExitCode(second) != 3 || !strings.Contains(second.Error(), "pid ") || !strings.Contains(second.Error(), ": xivo-firstboot become)") {
+		r.Errorf("of two copies, the second: want exit code 3 and the process that works, got %v", second)
+	}
+	if lab.ExitCode(first) != killedByKill {
+		r.Errorf("of two copies, the first: want it killed at %s, got %v", where, first)
+	}
+	r.killed = append(r.killed, kill{time.Since(r.m.Booted), where + " of two copies", true})
+}
+
+// halfRestored kills Consul while the KV is put back. The program says so and
+// ends, the export stays.
+func (r *round) halfRestored() {
+	r.Helper()
+	_, err := r.m.Run(r.ctx, "sh", "-c", token+`
+		xivo-firstboot settle & settle=$!
+		until curl -ksf -H "X-Consul-Token: $token" "https://localhost:8500/v1/kv/xivo/private/user1/?keys" >/dev/null; do kill -0 $settle || break; done
+		systemctl kill --signal=KILL consul
+		wait $settle`)
+	if lab.ExitCode(err) != 1 || !strings.Contains(err.Error(), "the export is intact, run again") {
+		r.Errorf("Consul dies while the KV is put back: want exit code 1 and what to do, got %v", err)
+	}
+	r.run("consul-wait-leader")
+	if n := len(readKV(r.T, r.m)); n == 0 || n > 2000 {
+		r.Errorf("Consul was to die while the KV is put back, and has %d keys", n)
 	}
 }
 
@@ -255,15 +362,12 @@ func (r *round) begun() bool {
 	return err == nil
 }
 
-// struckOut is the line that one text has and the other has not.
+// struckOut are the lines that one text has and the other has not.
 func struckOut(before, after string) string {
 	left := strings.Fields(after)
-	for _, line := range strings.Fields(before) {
-		if !slices.Contains(left, line) {
-			return line
-		}
-	}
-	return ""
+	return strings.Join(slices.DeleteFunc(strings.Fields(before), func(line string) bool {
+		return slices.Contains(left, line)
+	}), ", ")
 }
 
 func (s endState) only(prefix string) endState {
@@ -279,20 +383,17 @@ func address(last int) netip.Addr {
 }
 
 // startPeer starts the node that the others join.
-func (c *crash) startPeer(t *testing.T) {
-	t.Helper()
-	const document = "#cloud-config\nxivo:\n  version: 1\n  identity: regenerate\n  secret: a sentence that only we know\n  peers: [%s]\n"
-	c.document = fmt.Appendf(nil, document, scenario.Address(2))
-	peer, err := c.lab.Start(t.Context(), lab.Node{Name: "peer", Address: scenario.Address(2), UserData: c.document})
+func (c *crash) startPeer(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, joinDeadline)
+	defer cancel()
+	peer, err := c.lab.Start(ctx, lab.Node{Name: "peer", Address: scenario.Address(2), UserData: c.document})
 	if err == nil {
-		err = peer.WaitRunning(deadline(t, joinDeadline))
+		err = peer.WaitRunning(ctx)
 	}
 	if err == nil {
-		_, err = peer.Run(deadline(t, joinDeadline), "xivo-firstboot", "run")
+		_, err = peer.Run(ctx, "xivo-firstboot", "run")
 	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	return err
 }
 
 // usedXiVO is a XiVO that never was a node and has much that can be lost, and
@@ -370,7 +471,6 @@ func fillKV(ctx context.Context, m *lab.Machine) error {
 {"KV": {"Verb": "set", "Key": "xivo/a/../b", "Value": "Mg=="}},
 {"KV": {"Verb": "set", "Key": "/leading", "Value": "Mw=="}},
 {"KV": {"Verb": "set", "Key": "xivo/new\nline", "Value": "NA=="}}]`
-	const token = `token=$(cat /var/lib/consul/master_token); `
 	return errors.Join(
 		feed(ctx, m, text, token+`CONSUL_HTTP_SSL_VERIFY=false CONSUL_HTTP_TOKEN=$token consul kv import -http-addr=https://localhost:8500 - >/dev/null`),
 		feed(ctx, m, []byte(odd), token+`curl -ksSf -X PUT -H "X-Consul-Token: $token" --data-binary @- https://localhost:8500/v1/txn`))

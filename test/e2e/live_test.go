@@ -120,11 +120,7 @@ func unsealedLab(t *testing.T, tags string) *lab.Lab {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		if err := l.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	t.Cleanup(func() { closeLab(t, l) })
 	return l
 }
 

@@ -305,19 +305,19 @@ func newMesh(t *testing.T) *scenario.Mesh {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { closeMesh(t, m) })
+	t.Cleanup(func() { closeLab(t, m.Lab) })
 	return m
 }
 
-// closeMesh saves the machines' logs when the test failed.
-func closeMesh(t *testing.T, m *scenario.Mesh) {
+// closeLab saves the machines' logs when the test failed.
+func closeLab(t *testing.T, l *lab.Lab) {
 	if t.Failed() {
 		dir, err := cache.Dir()
 		logs := filepath.Join(dir, "test-failed")
-		err = errors.Join(err, os.RemoveAll(logs), m.Lab.SaveLogs(context.Background(), logs))
+		err = errors.Join(err, os.RemoveAll(logs), l.SaveLogs(context.Background(), logs))
 		t.Logf("the journals and consoles are in %s (%v)", logs, err)
 	}
-	if err := m.Close(); err != nil {
+	if err := l.Close(); err != nil {
 		t.Error(err)
 	}
 }

@@ -34,7 +34,7 @@ func clonesJoin(t *testing.T, version string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { closeMesh(t, m) })
+	t.Cleanup(func() { closeLab(t, m.Lab) })
 	part := func(name string, f func(*testing.T)) {
 		if !t.Run(name, f) {
 			t.FailNow()
