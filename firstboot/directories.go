@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/directory"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/mesh"
 )
 
 // suspendedAfter is how long a member may be unreachable before its source is
@@ -39,8 +40,11 @@ func directories(ctx context.Context, n *Node) (Resource, error) {
 		return nil, err
 	}
 	for _, f := range found {
-		if f.Ours && !wanted[f.Name] {
+		switch {
+		case f.Ours && !wanted[f.Name]:
 			rs = append(rs, directory.NoSource(db, f.Name))
+		case !f.Ours && slices.ContainsFunc(n.members, func(m mesh.Member) bool { return m.Address == f.Address }):
+			n.notice("the directory %s was made by hand for %s: it is left as it is, and not doubled", f.Name, f.Address)
 		}
 	}
 	return rs, nil

@@ -40,7 +40,7 @@ func upstreams(ctx context.Context, n *Node) (Resource, error) {
 	wanted := map[string]bool{}
 	for _, m := range links.Upstreams {
 		if name := byHand[m.Address]; name != "" {
-			n.Log.Warn("an upstream made by hand is left as it is, and not doubled", "upstream", name, "peer", m.Host)
+			n.notice("the upstream %s was made by hand for %s (%s): it is left as it is, and not doubled", name, m.Host, m.Address)
 			continue
 		}
 		wanted[upstreamName(m)] = true

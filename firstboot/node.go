@@ -62,6 +62,8 @@ type Node struct {
 	hasPeers bool
 	// pending: something of a peer was not there yet; the next pass is soon.
 	pending bool
+	// notices are for a person: what is not ours to change.
+	notices []string
 	// unmanaged names WAN members that do not tell who they are.
 	unmanaged []string
 
@@ -223,7 +225,7 @@ func (n *Node) Self() mesh.Member {
 // reset forgets what the last pass found out, so that the next one asks again.
 func (n *Node) reset() {
 	n.consul, n.consulErr, n.broker = nil, nil, nil
-	n.answered, n.refused, n.unmanaged, n.pending = nil, nil, nil, false
+	n.answered, n.refused, n.unmanaged, n.notices, n.pending = nil, nil, nil, nil, false
 }
 
 // readState reads one of our JSON files; a missing one leaves v as it is.

@@ -67,6 +67,7 @@ var ConvergePhase = Phase{
 		{"ctid", "xivo-ctid is registered at this node's address", sharing(ctidRegistered)},
 		{"canary", "a message goes to every member and back", sharing(canaryAnswered)},
 		{"presences", "xivo-ctid looks newcomers up", sharing(presencesOpened)},
+		{"notices", "what a person should put right is told, and left alone", noticed},
 	},
 }
 

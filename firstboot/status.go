@@ -41,6 +41,8 @@ type Status struct {
 	Refused []mesh.Refusal `json:"refused,omitempty"`
 	// NotManaged are members of Consul's WAN that do not tell who they are.
 	NotManaged []string `json:"not_managed,omitempty"`
+	// Notices are what a person should know or put right; the mesh works.
+	Notices []string `json:"notices,omitempty"`
 	// FirstJoined is when this instance was joined for the first time.
 	FirstJoined time.Time `json:"first_joined,omitzero"`
 	// Errors are what the last pass could not do.
@@ -107,6 +109,7 @@ func (n *Node) conclude(before Status, errs []error) Status {
 		Version:     n.Platform.Version.String(),
 		Refused:     n.refused,
 		NotManaged:  n.unmanaged,
+		Notices:     n.notices,
 		FirstJoined: before.FirstJoined,
 		Peers:       []PeerStatus{},
 	}

@@ -84,6 +84,9 @@ func (c *cli) report(s firstboot.Status, changes []firstboot.Change) {
 	} else {
 		fmt.Fprintf(c.out, "changed: %d steps\n", len(steps))
 	}
+	for _, notice := range s.Notices {
+		fmt.Fprintln(c.out, "notice:", notice)
+	}
 	fmt.Fprintln(c.out, "state:", s.State, s.Why)
 }
 

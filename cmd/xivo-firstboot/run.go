@@ -143,6 +143,9 @@ func (c *cli) planCommand() *cobra.Command {
 			if total == 0 {
 				fmt.Fprintln(c.out, "nothing to change")
 			}
+			for _, notice := range n.Notices() {
+				fmt.Fprintln(c.out, "notice:", notice)
+			}
 			return nil
 		},
 	}

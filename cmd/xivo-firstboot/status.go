@@ -86,6 +86,9 @@ func (c *cli) printStatus(s firstboot.Status, asJSON bool) error {
 	for _, name := range s.NotManaged {
 		fmt.Fprintf(c.out, "not managed: %s is in Consul's WAN, but does not say who it is\n", name)
 	}
+	for _, notice := range s.Notices {
+		fmt.Fprintln(c.out, "notice:", notice)
+	}
 	for _, e := range s.Errors {
 		fmt.Fprintln(c.out, "error:", e)
 	}

@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/platform"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/postgres"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/secret"
 )
 
@@ -51,8 +52,9 @@ type account struct {
 	Rights   []string
 }
 
-// Diff compares the row. Another enabled row with the same login is an error:
-// xivo-auth fails on two, and which of them is right is for a person to say.
+// Diff compares the row. An account of somebody's own is an error, as what to do
+// with it is for a person to say: a row of our name with another login, for the
+// name is unique, and an enabled row with our login, for xivo-auth fails on two.
 func (a *WebServiceAccount) Diff(ctx context.Context) ([]string, error) {
 	have, err := a.read(ctx, a.conn)
 	if err != nil {
@@ -67,7 +69,6 @@ func (a *WebServiceAccount) Diff(ctx context.Context) ([]string, error) {
 			diff = append(diff, fmt.Sprintf("the web-service account %s has another %s", a.login, what))
 		}
 	}
-	differs("login", have.Login != a.login)
 	differs("password", have.Password != a.password.Reveal())
 	differs("host", have.Host != "")
 	differs("state: it is disabled", have.Disabled != 0)
@@ -77,7 +78,7 @@ func (a *WebServiceAccount) Diff(ctx context.Context) ([]string, error) {
 
 // Apply adds the row or corrects it, in one transaction.
 func (a *WebServiceAccount) Apply(ctx context.Context) error {
-	return locked(ctx, a.conn, "accesswebservice", func(tx pgx.Tx) error {
+	return postgres.Locked(ctx, a.conn, "accesswebservice", func(tx pgx.Tx) error {
 		have, err := a.read(ctx, tx)
 		if err != nil {
 			return err
@@ -114,7 +115,7 @@ func (a *WebServiceAccount) Apply(ctx context.Context) error {
 
 // read returns the row, nil where there is none. Rights is nil in schemas
 // without them.
-func (a *WebServiceAccount) read(ctx context.Context, q querier) (*account, error) {
+func (a *WebServiceAccount) read(ctx context.Context, q postgres.Querier) (*account, error) {
 	columns, err := columnsOf(ctx, q, "accesswebservice")
 	if err != nil {
 		return nil, err
@@ -131,6 +132,8 @@ func (a *WebServiceAccount) read(ctx context.Context, q querier) (*account, erro
 	var own *account
 	for i, f := range found {
 		switch {
+		case f.Name == a.login && f.Login != a.login:
+			return nil, fmt.Errorf("directory: the web-service account %q (id %d) has the name of the mesh's, but it is not: its login is %q; rename it in XiVO's web interface, then run again", f.Name, f.ID, f.Login)
 		case f.Name == a.login:
 			own = &found[i]
 		case f.Disabled == 0:

@@ -185,6 +185,95 @@ func TestAccountOnAnUpgradedDatabase(t *testing.T) {
 	}
 }
 
+func TestAnAccountOfTheSameNameThatIsNotOursStays(t *testing.T) {
+	conn := database(t, "16.03")
+	for _, c := range []struct{ name, columns, values string }{
+		{"with a login of its own", "name, login, passwd", `'` + account + `', 'somebody', 'theirs'`},
+		{"open to an address, without a login", "name, host", `'` + account + `', '10.0.0.9'`},
+		{"with our login, under another name", "name, login, passwd", `'somebody', '` + account + `', 'theirs'`},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			exec(t, conn, "INSERT INTO accesswebservice ("+c.columns+") VALUES ("+c.values+")")
+			defer exec(t, conn, "DELETE FROM accesswebservice WHERE name IN ('somebody', '"+account+"')")
+			before := dump(t, conn)
+			ours := directory.Account(conn, &platform.Platform{}, account, password)
+			_, differs := ours.Diff(t.Context())
+			for _, err := range []error{differs, ours.Apply(t.Context())} {
+				if err == nil || !strings.Contains(err.Error(), "web-service account") || !strings.Contains(err.Error(), "web interface") {
+					t.Errorf("error %v, want one that names the account and what to do", err)
+				}
+			}
+			if diff := cmp.Diff(before, dump(t, conn)); diff != "" {
+				t.Errorf("it was changed:\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestSurroundings(t *testing.T) {
+	conn := database(t, "16.03")
+	wanted := func(t *testing.T, lists string) {
+		t.Helper()
+		converge(t, source(conn, peerA))
+		if got := text(t, conn, "SELECT string_agg(name || ':' || directories, ' ' ORDER BY id) FROM cticontexts"); got != lists {
+			t.Errorf("contexts %s, want %s", got, lists)
+		}
+	}
+	for _, c := range []struct {
+		name, contexts string // rows of name and directories
+		lists, refused string
+	}{
+		{"no context called default", `('sales', 'internal')`, "sales:internal," + nameA, ""},
+		{"an empty list beside it", `('default', 'internal'), ('other', '')`, "default:internal," + nameA + " other:", ""},
+		{"a list that only has commas", `('default', 'internal'), ('other', ',,')`, "default:internal," + nameA + " other:,,", ""},
+		{"a list that ends with a comma", `('default', 'internal,')`, "default:internal," + nameA, ""},
+		{"a context twice", `('default', 'internal'), ('default', 'internal')`, "default:internal," + nameA + " default:internal," + nameA, ""},
+		{"no context at all", "", "", "no context lists internal"},
+		{"no context with the own users", `('default', 'xivodir')`, "", "set directory.contexts to some of default"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			exec(t, conn, "DELETE FROM cticontexts")
+			if c.contexts != "" {
+				exec(t, conn, "INSERT INTO cticontexts (name, directories, display) SELECT column1, column2, 'Display' FROM (VALUES "+c.contexts+") v")
+			}
+			if c.refused == "" {
+				wanted(t, c.lists)
+				converge(t, directory.NoSource(conn, nameA))
+				return
+			}
+			before := dump(t, conn)
+			if err := source(conn, peerA).Apply(t.Context()); err == nil || !strings.Contains(err.Error(), c.refused) {
+				t.Errorf("error %v, want %q", err, c.refused)
+			}
+			if diff := cmp.Diff(before, dump(t, conn)); diff != "" {
+				t.Errorf("half done:\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestContextSeparation(t *testing.T) {
+	conn := database(t, "16.03")
+	for _, c := range []struct {
+		name, sql string
+		want      bool
+	}{
+		{"off, as shipped", "SELECT 1", false},
+		{"on", "UPDATE ctimain SET context_separation = 1", true},
+		{"off again", "UPDATE ctimain SET context_separation = 0", false},
+		{"a version without the option", "ALTER TABLE ctimain DROP COLUMN context_separation", false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			exec(t, conn, c.sql)
+			if got, err := directory.ContextSeparation(t.Context(), conn); err != nil || got != c.want {
+				t.Errorf("%v, %v", got, err)
+			}
+			converge(t, source(conn, peerA))
+			converge(t, directory.NoSource(conn, nameA))
+		})
+	}
+}
+
 func TestSequencesMayLagOrBeMissing(t *testing.T) {
 	conn := database(t, "16.03")
 	exec(t, conn, "ALTER SEQUENCE directories_id_seq RESTART 1")

@@ -13,6 +13,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/postgres"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/secret"
 )
 
@@ -85,7 +86,7 @@ func (p *plan) add(says string, do func(ctx context.Context, tx pgx.Tx) error) {
 
 // change reads the tables under a lock and does what the plan for them says.
 func change(ctx context.Context, conn *pgx.Conn, planFor func(*tables) (plan, error)) error {
-	return locked(ctx, conn, directoryTables, func(tx pgx.Tx) error {
+	return postgres.Locked(ctx, conn, directoryTables, func(tx pgx.Tx) error {
 		t, err := read(ctx, tx)
 		if err != nil {
 			return err
@@ -386,7 +387,7 @@ func (e *EverythingGone) Diff(ctx context.Context) ([]string, error) {
 
 // Apply removes it.
 func (e *EverythingGone) Apply(ctx context.Context) error {
-	return locked(ctx, e.conn, directoryTables+", accesswebservice", func(tx pgx.Tx) error {
+	return postgres.Locked(ctx, e.conn, directoryTables+", accesswebservice", func(tx pgx.Tx) error {
 		t, err := read(ctx, tx)
 		if err != nil {
 			return err
@@ -416,7 +417,7 @@ type named struct {
 	Name string
 }
 
-func ourAccounts(ctx context.Context, q querier) ([]named, error) {
+func ourAccounts(ctx context.Context, q postgres.Querier) ([]named, error) {
 	found, err := rowsOf[named](ctx, q, "SELECT id, name FROM accesswebservice ORDER BY id")
 	if err != nil {
 		return nil, fmt.Errorf("directory: read accesswebservice: %w", err)
@@ -450,14 +451,14 @@ func Sources(ctx context.Context, conn *pgx.Conn) ([]Found, error) {
 		}
 		var definitions []definition
 		for _, d := range t.definitions {
-			if t.linked(d, s) {
+			// One uri links ours to an operator's source, too.
+			if t.linked(d, s) && Ours(d.Name) == Ours(s.Name) {
 				definitions = append(definitions, d)
 			}
 		}
 		f := t.found(s.Name, s, definitions)
 		if len(definitions) > 0 && !f.Ours {
 			f = t.found(definitions[0].Name, s, definitions)
-			f.Ours = false
 		}
 		seen[f.Name] = true
 		out = append(out, f)

@@ -7,6 +7,8 @@ import (
 	"strings"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/postgres"
 )
 
 // switchboard is the context of the switchboard's own list: it shows what its
@@ -52,12 +54,8 @@ type contextRow struct {
 	Directories string // names of definitions, separated by commas
 }
 
-type querier interface {
-	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
-}
-
 // read returns the tables as they are.
-func read(ctx context.Context, q querier) (*tables, error) {
+func read(ctx context.Context, q postgres.Querier) (*tables, error) {
 	columns, err := columnsOf(ctx, q, "ctidirectories")
 	if err != nil {
 		return nil, err
@@ -198,21 +196,14 @@ func entries(list, name string) (others, spelled []string) {
 	return others, spelled
 }
 
-func rowsOf[T any](ctx context.Context, q querier, sql string, args ...any) ([]T, error) {
-	rows, err := q.Query(ctx, sql, args...)
-	if err != nil {
-		return nil, err
-	}
-	return pgx.CollectRows(rows, pgx.RowToStructByPos[T])
+func rowsOf[T any](ctx context.Context, q postgres.Querier, sql string, args ...any) ([]T, error) {
+	return postgres.Rows(ctx, q, pgx.RowToStructByPos[T], sql, args...)
 }
 
 // columnsOf returns the columns of a table; none is an error.
-func columnsOf(ctx context.Context, q querier, table string) (map[string]bool, error) {
-	rows, err := q.Query(ctx, "SELECT attname FROM pg_attribute WHERE attrelid = $1::text::regclass AND attnum > 0 AND NOT attisdropped", table)
-	if err != nil {
-		return nil, fmt.Errorf("directory: columns of %s: %w", table, err)
-	}
-	names, err := pgx.CollectRows(rows, pgx.RowTo[string])
+func columnsOf(ctx context.Context, q postgres.Querier, table string) (map[string]bool, error) {
+	names, err := postgres.Rows(ctx, q, pgx.RowTo[string],
+		"SELECT attname FROM pg_attribute WHERE attrelid = $1::text::regclass AND attnum > 0 AND NOT attisdropped", table)
 	if err != nil {
 		return nil, fmt.Errorf("directory: columns of %s: %w", table, err)
 	}
@@ -240,17 +231,6 @@ func nextID(ctx context.Context, tx pgx.Tx, table string) (int, error) {
 		return 0, fmt.Errorf("directory: next id of %s: %w", table, err)
 	}
 	return id, nil
-}
-
-// locked runs do in a transaction that nobody else writes these tables in.
-// Readers are not held up.
-func locked(ctx context.Context, conn *pgx.Conn, names string, do func(tx pgx.Tx) error) error {
-	return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, "LOCK TABLE "+names+" IN SHARE ROW EXCLUSIVE MODE"); err != nil {
-			return fmt.Errorf("directory: lock %s: %w", names, err)
-		}
-		return do(tx)
-	})
 }
 
 const directoryTables = "directories, ctidirectories, ctidirectoryfields, cticontexts"

@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/platform"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/postgres"
 )
 
 const (
@@ -65,12 +66,8 @@ func (h *HostName) Apply(ctx context.Context) error {
 // row says how resolvconf differs ("" where it does not), and which domain is
 // the right one.
 func (h *HostName) row(ctx context.Context) (diff, domain string, err error) {
-	rows, err := h.conn.Query(ctx, "SELECT hostname, domain FROM resolvconf ORDER BY id")
-	if err != nil {
-		return "", "", fmt.Errorf("identity: read resolvconf: %w", err)
-	}
 	type name struct{ Hostname, Domain string }
-	found, err := pgx.CollectRows(rows, pgx.RowToStructByPos[name])
+	found, err := postgres.Rows(ctx, h.conn, pgx.RowToStructByPos[name], "SELECT hostname, domain FROM resolvconf ORDER BY id")
 	if err != nil {
 		return "", "", fmt.Errorf("identity: read resolvconf: %w", err)
 	}

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -219,6 +220,56 @@ func TestUUIDInDatabase(t *testing.T) {
 	if err := identity.UUIDInDatabase(conn, id).Apply(t.Context()); err == nil || !strings.Contains(err.Error(), "0 rows") {
 		t.Errorf("no row: %v, want a refusal", err)
 	}
+}
+
+func TestForeignAddresses(t *testing.T) {
+	conn := database(t, "16.03")
+	exec(t, conn, "CREATE TABLE provisioning (id serial, net4_ip varchar(39) NOT NULL, net4_ip_rest varchar(39) NOT NULL)")
+	const base = "/var/lib/xivo-provd/jsondb/configs/base"
+	ours := func(a netip.Addr) bool { return a == netip.MustParseAddr("10.0.0.1") }
+	for _, c := range []struct {
+		name, netiface, disable, provisioning, provd string
+		want                                         []string
+	}{
+		{"before the wizard", "", "0", "", "", nil},
+		{"our own", "10.0.0.1", "0", "10.0.0.1", "10.0.0.1", nil},
+		{"every address, and loopback", "0.0.0.0", "0", "127.0.0.1", "0.0.0.0", nil},
+		{"a name", "", "0", "provd", "provd.example.com", nil},
+		{"another machine's in an interface", "10.0.0.9", "0", "10.0.0.1", "10.0.0.1", []string{"network configuration of eth0 holds 10.0.0.9"}},
+		{"of an interface that is off", "10.0.0.9", "1", "10.0.0.1", "10.0.0.1", nil},
+		{"another machine's in the provisioning", "", "0", "10.0.0.9", "10.0.0.1", []string{"provisioning configuration holds 10.0.0.9"}},
+		{"another machine's in provd", "", "0", "10.0.0.1", "10.0.0.9", []string{base + " holds 10.0.0.9"}},
+		{"another machine's everywhere", "10.0.0.9", "0", "10.0.0.9", "10.0.0.9", []string{"eth0", "provisioning", base}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			exec(t, conn, "DELETE FROM netiface")
+			exec(t, conn, "DELETE FROM provisioning")
+			exec(t, conn, "INSERT INTO netiface (ifname, address, disable, options) VALUES ('eth0', nullif($1, ''), "+c.disable+", '')", c.netiface)
+			exec(t, conn, "INSERT INTO provisioning (net4_ip, net4_ip_rest) VALUES ($1, '127.0.0.1')", c.provisioning)
+			p := root(t, map[string]string{base: `{"id": "base", "raw_config": {"ip": "` + c.provd + `", "ntp_ip": "10.0.0.8"}}`})
+			got, err := identity.ForeignAddresses(t.Context(), conn, p, ours)
+			if err != nil || len(got) != len(c.want) {
+				t.Fatalf("%q, %v; want %q", got, err, c.want)
+			}
+			for i := range got {
+				if !strings.Contains(got[i], c.want[i]) {
+					t.Errorf("%q, want %q", got[i], c.want[i])
+				}
+			}
+		})
+	}
+	t.Run("a server without provd", func(t *testing.T) {
+		exec(t, conn, "DROP TABLE provisioning")
+		if got, err := identity.ForeignAddresses(t.Context(), conn, root(t, nil), ours); err != nil || len(got) != 1 {
+			t.Errorf("%q, %v; want what the table netiface tells", got, err)
+		}
+	})
+	t.Run("a file of provd's that is damaged", func(t *testing.T) {
+		_, err := identity.ForeignAddresses(t.Context(), conn, root(t, map[string]string{base: "{"}), ours)
+		if err == nil || !strings.Contains(err.Error(), base) {
+			t.Errorf("error %v, want one that names the file", err)
+		}
+	})
 }
 
 func TestHostname(t *testing.T) {

@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/platform"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/postgres"
 )
 
 const serviceKeyDir = "/var/lib/xivo-auth-keys"
@@ -163,19 +164,15 @@ func updateKeys(ctx context.Context, service ...string) error {
 
 // accounts returns the logins of service accounts. From late 2018 on, the table
 // is gone.
-func accounts(ctx context.Context, q querier, which string) ([]string, error) {
-	rows, err := q.Query(ctx, "SELECT relname::text FROM pg_class WHERE relname = 'accesswebservice' AND pg_table_is_visible(oid)")
+func accounts(ctx context.Context, q postgres.Querier, which string) ([]string, error) {
+	tables, err := postgres.Rows(ctx, q, pgx.RowTo[string], "SELECT relname::text FROM pg_class WHERE relname = 'accesswebservice' AND pg_table_is_visible(oid)")
 	if err != nil {
 		return nil, fmt.Errorf("identity: service accounts: %w", err)
 	}
-	if tables, err := pgx.CollectRows(rows, pgx.RowTo[string]); err != nil || len(tables) == 0 {
-		return nil, err
+	if len(tables) == 0 {
+		return nil, nil
 	}
-	rows, err = q.Query(ctx, "SELECT login FROM accesswebservice WHERE "+serviceAccounts+" AND ("+which+") ORDER BY login")
-	if err != nil {
-		return nil, fmt.Errorf("identity: service accounts: %w", err)
-	}
-	logins, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	logins, err := postgres.Rows(ctx, q, pgx.RowTo[string], "SELECT login FROM accesswebservice WHERE "+serviceAccounts+" AND ("+which+") ORDER BY login")
 	if err != nil {
 		return nil, fmt.Errorf("identity: service accounts: %w", err)
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/platform"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/postgres"
 )
 
 // Variable is what XiVO's daemons take the UUID from, from 16.02 on.
@@ -69,16 +70,8 @@ func UUID(ctx context.Context, conn *pgx.Conn, p *platform.Platform) (uuid.UUID,
 	return id, nil
 }
 
-type querier interface {
-	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
-}
-
-func databaseUUID(ctx context.Context, q querier) (string, error) {
-	rows, err := q.Query(ctx, "SELECT uuid FROM infos")
-	if err != nil {
-		return "", fmt.Errorf("identity: read infos: %w", err)
-	}
-	found, err := pgx.CollectRows(rows, pgx.RowTo[string])
+func databaseUUID(ctx context.Context, q postgres.Querier) (string, error) {
+	found, err := postgres.Rows(ctx, q, pgx.RowTo[string], "SELECT uuid FROM infos")
 	if err != nil {
 		return "", fmt.Errorf("identity: read infos: %w", err)
 	}
@@ -109,10 +102,7 @@ func (u *UUIDRow) Diff(ctx context.Context) ([]string, error) {
 // Apply updates the row in place: nothing else of it changes, and a table with
 // no row or several is refused.
 func (u *UUIDRow) Apply(ctx context.Context) error {
-	return pgx.BeginFunc(ctx, u.conn, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, "LOCK TABLE infos IN SHARE ROW EXCLUSIVE MODE"); err != nil {
-			return fmt.Errorf("identity: lock infos: %w", err)
-		}
+	return postgres.Locked(ctx, u.conn, "infos", func(tx pgx.Tx) error {
 		if _, err := databaseUUID(ctx, tx); err != nil {
 			return err
 		}

@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/google/uuid"
 )
@@ -56,11 +58,11 @@ func ParseMember(name, address string, tags []string) (Member, error) {
 				return Member{}, fmt.Errorf("member %s: uuid %q: %w", name, value, err)
 			}
 		case "version":
-			m.Version = value
+			m.Version = shown(value)
 		case "host":
-			m.Host = value
+			m.Host = shown(value)
 		case "key":
-			m.KeyID = value
+			m.KeyID = shown(value)
 		}
 	}
 	if m.UUID == uuid.Nil {
@@ -70,6 +72,19 @@ func ParseMember(name, address string, tags []string) (Member, error) {
 		return Member{}, fmt.Errorf("member %s tells %q, which is not an IPv4 address", name, address)
 	}
 	return m, nil
+}
+
+// shown makes what another machine says of itself fit for logs, terminals and
+// the columns of a database: printable, and no longer than a host name may be.
+func shown(s string) string {
+	const longest = 64
+	runes := []rune(s)
+	for i, r := range runes {
+		if r == utf8.RuneError || !unicode.IsPrint(r) {
+			runes[i] = '?'
+		}
+	}
+	return string(runes[:min(len(runes), longest)])
 }
 
 // Refusal is a newcomer that was not taken in, and why.

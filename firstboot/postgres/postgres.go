@@ -16,8 +16,15 @@ import (
 // The server listens on loopback only.
 const DSN = "postgresql://asterisk:proformatique@localhost/asterisk"
 
+const statementTimeout = "statement_timeout"
+
 // retryEvery is how often a server that is not ready is asked again.
 const retryEvery = 500 * time.Millisecond
+
+// patience is how long one statement may wait, which in practice is for a lock
+// that somebody else holds: longer than a backup or an index takes on tables of
+// this size, shorter than the deadline of a step.
+const patience = 40 * time.Second
 
 // Connect opens XiVO's database. It waits for a server that is not there yet or
 // still starting until ctx's deadline; a refusal that waiting does not mend (a
@@ -35,6 +42,10 @@ func ConnectTo(ctx context.Context, dsn string) (*pgx.Conn, error) {
 	// Each statement by itself: a prepared one would outlive a schema change of
 	// an upgrade.
 	cfg.DefaultQueryExecMode = pgx.QueryExecModeExec
+	// Of the server's timeouts the one that 9.1 has, too.
+	if _, set := cfg.RuntimeParams[statementTimeout]; !set {
+		cfg.RuntimeParams[statementTimeout] = fmt.Sprint(patience.Milliseconds())
+	}
 
 	began := time.Now()
 	for {
