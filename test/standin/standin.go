@@ -4,8 +4,9 @@
 //
 // They are not XiVO. Each one does what XiVO's own source was read or seen to do
 // where a mesh depends on it, the unkind parts included, and nothing else: that
-// of 16.03, and where another Release differs, as that one does. They share no code with what they test, and say "stand-in" wherever
-// they show: help, logs, the HTTP header Server.
+// of 16.03, and where another Release differs, as that one does. They share no
+// code with what they test, and say "stand-in" wherever they show: help, logs,
+// the HTTP header Server.
 package standin
 
 import (
