@@ -79,11 +79,12 @@ func ctidRegistered(ctx context.Context, n *Node) (Resource, error) {
 			if m.CtidRestarted == want {
 				return errors.New("a restart did not help; see the log of xivo-ctid")
 			}
-			m.CtidRestarted = want
-			if err := n.writeState(marksFile, m); err != nil {
+			if err := n.Platform.Init.Restart(ctx, "xivo-ctid"); err != nil {
 				return err
 			}
-			if err := n.Platform.Init.Restart(ctx, "xivo-ctid"); err != nil {
+			// Not before: a restart that was cut off has not failed to help.
+			m.CtidRestarted = want
+			if err := n.writeState(marksFile, m); err != nil {
 				return err
 			}
 			return c.WaitService(ctx, "xivo-ctid", want)
