@@ -28,8 +28,8 @@ const (
 	// callTimeout is for one request to the local agent, which may have to ask
 	// another datacenter for it.
 	callTimeout = 10 * time.Second
-	// joinTimeout is longer: Consul itself gives a silent address 30 s.
-	joinTimeout = 40 * time.Second
+	// leaveTimeout is longer: a server tells everybody, and waits for them.
+	leaveTimeout = 30 * time.Second
 	// waitTimeout ends waits whose caller set no deadline.
 	waitTimeout  = time.Minute
 	pollInterval = 200 * time.Millisecond

@@ -660,11 +660,10 @@ func TestTwoNodesSeeEachOthersServices(t *testing.T) {
 		if members, err := b.WANMembers(ctx); err != nil || cmp.Diff(members, []consul.Member{{Name: "xivo-b.xivo-b", Datacenter: "xivo-b", Address: "127.0.0.3", Alive: true}}) != "" {
 			t.Errorf("before the join: %+v, %v", members, err)
 		}
-		err := b.JoinedWAN([]string{"127.0.0.9", "127.0.0.2", "127.0.0.3"}).Apply(ctx)
-		if err == nil || !strings.Contains(err.Error(), "127.0.0.9") || strings.Contains(err.Error(), "127.0.0.2") || strings.Contains(err.Error(), meshToken) {
-			t.Errorf("one address of three: %v", err)
+		if err := b.JoinedWAN([]string{"127.0.0.9"}).Apply(ctx); err == nil || !strings.Contains(err.Error(), "127.0.0.9") || strings.Contains(err.Error(), meshToken) {
+			t.Errorf("nobody is there: %v", err)
 		}
-		same(t, b.JoinedWAN([]string{"127.0.0.2", "127.0.0.3"}))
+		becomes(t, b.JoinedWAN([]string{"127.0.0.9", "127.0.0.2"}))
 
 		for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(200 * time.Millisecond) {
 			found, err := b.Services(ctx, "xivo-a", "xivo-mesh")
@@ -681,7 +680,58 @@ func TestTwoNodesSeeEachOthersServices(t *testing.T) {
 		if _, err := b.Services(ctx, "nowhere", "xivo-mesh"); err == nil {
 			t.Error("a datacenter that is not there answers")
 		}
+
+		const prefix = "xivo-mesh/note/"
+		if notes, err := b.Notes(ctx, "xivo-a", prefix); err != nil || len(notes) != 0 {
+			t.Errorf("before anybody wrote: %v, %v", notes, err)
+		}
+		check(t, b.SetNote(ctx, "xivo-a", prefix+"of b", "hello"))
+		if notes, err := a.Notes(ctx, "", prefix); err != nil || notes["of b"] != "hello" {
+			t.Errorf("B's note does not reach A: %v, %v", notes, err)
+		}
+		check(t, a.RemoveNotes(ctx, prefix))
+		if notes, err := a.Notes(ctx, "", prefix); err != nil || len(notes) != 0 {
+			t.Errorf("after they were removed: %v, %v", notes, err)
+		}
 	})
+}
+
+// Three nodes of a WAN in which not everybody understands everybody.
+func TestPeersThatDoNotUnderstandEachOtherAreToldWhy(t *testing.T) {
+	n := free(t)
+	node := func(name, address string, key secret.Secret) *consul.Client {
+		m := n
+		own := free(t)
+		m.https, m.http = own.https, own.http
+		p := layout(t, "xivo", m)
+		p.Traits.ConsulPerformance = true
+		becomes(t, consul.TokenFiles(p, meshToken))
+		becomes(t, consul.ConfigFile(p, consul.Settings{Name: name, Advertise: address, MasterToken: meshToken, GossipKey: key}))
+		c, _ := start(t, p, "-bind", address)
+		return c
+	}
+	ours := node("xivo-a", "127.0.0.2", gossipKey)
+	node("xivo-b", "127.0.0.3", "MTEyMzQ1Njc4OWFiY2RlZg==")
+	plain := node("xivo-c", "127.0.0.4", "")
+
+	for _, c := range []struct {
+		name    string
+		of      *consul.Client
+		address string
+		told    string
+	}{
+		{"another secret", ours, "127.0.0.3", "another secret"},
+		{"no encryption there", ours, "127.0.0.4", "its gossip is not encrypted"},
+		{"no encryption here", plain, "127.0.0.2", "its gossip is encrypted"},
+		{"nobody there", ours, "127.0.0.9", "is Consul up there"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			err := c.of.JoinedWAN([]string{c.address}).Apply(t.Context())
+			if err == nil || !strings.Contains(err.Error(), c.told) || !strings.Contains(err.Error(), c.address) {
+				t.Errorf("it is told as: %v", err)
+			}
+		})
+	}
 }
 
 var _ = secret.Secret("")

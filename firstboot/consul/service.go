@@ -127,13 +127,7 @@ func (c *Client) Services(ctx context.Context, datacenter, name string) (found [
 			return err
 		}
 		if len(services) == 0 {
-			servers, _, err := client.Catalog().Service("consul", "", where)
-			if err != nil {
-				return err
-			}
-			if len(servers) == 0 {
-				return errors.New("the catalog looks empty: its servers do not know our token")
-			}
+			return seesConsul(client, where)
 		}
 		for _, s := range services {
 			found = append(found, Registration{s.ServiceID, s.ServiceName, cmp.Or(s.ServiceAddress, s.Address), s.ServiceTags})

@@ -4,11 +4,17 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
+	"strings"
+	"sync"
 
 	"github.com/hashicorp/consul/api"
+
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/platform"
 )
 
 // alive is serf's status of a member that answers.
@@ -46,60 +52,97 @@ func (c *Client) WANMembers(ctx context.Context) (members []Member, err error) {
 	return members, nil
 }
 
-// Join is the resource of addresses that are in the WAN.
+// Join is the resource of peers, one of which at least is in the WAN.
 type Join struct {
 	c         *Client
 	addresses []string
 }
 
-// JoinedWAN is every address, an IP or a host name, being a living member of the
-// WAN. This node's own address always is.
+// JoinedWAN is one address at least, an IP or a host name, being a living member
+// of the WAN: gossip tells of all others. This node's own address always is one,
+// so leave it out.
 func (c *Client) JoinedWAN(addresses []string) *Join { return &Join{c, addresses} }
 
-// Diff names the addresses that are not.
+// Diff says when none of them is.
 func (j *Join) Diff(ctx context.Context) ([]string, error) {
-	missing, err := j.missing(ctx)
-	var diff []string
-	for _, a := range missing {
-		diff = append(diff, fmt.Sprintf("%s: not a living member of Consul's WAN", a))
-	}
-	return diff, err
-}
-
-// Apply joins each of them, and tells for each that failed why. Those that could
-// be joined stay so. A silent address takes 30 s.
-func (j *Join) Apply(ctx context.Context) error {
-	missing, err := j.missing(ctx)
-	if err != nil {
-		return err
-	}
-	var errs []error
-	for _, a := range missing {
-		err := j.c.call(ctx, joinTimeout, func(client *api.Client) error {
-			return client.Agent().Join(a, true)
-		})
-		if err != nil {
-			errs = append(errs, fmt.Errorf("consul: join %s in the WAN: %w; is port 8302 open there, and the secret the same?", a, err))
-		}
-	}
-	return errors.Join(errs...)
-}
-
-func (j *Join) missing(ctx context.Context) ([]string, error) {
 	members, err := j.c.WANMembers(ctx)
 	if err != nil {
 		return nil, err
 	}
-	var missing []string
 	for _, address := range j.addresses {
 		ips := resolve(ctx, address)
-		if !slices.ContainsFunc(members, func(m Member) bool {
-			return m.Alive && slices.Contains(ips, m.Address)
-		}) {
-			missing = append(missing, address)
+		if slices.ContainsFunc(members, func(m Member) bool { return m.Alive && slices.Contains(ips, m.Address) }) {
+			return nil, nil
 		}
 	}
-	return missing, nil
+	return []string{"none of the peers " + strings.Join(j.addresses, ", ") + " is in Consul's WAN"}, nil
+}
+
+// Apply joins all of them at once, and fails when none could be joined; the
+// error tells for each why. It takes 10 s at most: Consul goes on by itself with
+// an address that is silent for longer.
+func (j *Join) Apply(ctx context.Context) error {
+	errs := make([]error, len(j.addresses))
+	var wg sync.WaitGroup
+	for i, a := range j.addresses {
+		wg.Go(func() {
+			err := j.c.call(ctx, callTimeout, func(client *api.Client) error {
+				return client.Agent().Join(a, true)
+			})
+			if err != nil {
+				errs[i] = fmt.Errorf("consul: join %s in the WAN: %w", a, explained(err))
+			}
+		})
+	}
+	wg.Wait()
+	if slices.Contains(errs, nil) {
+		return nil
+	}
+	return errors.Join(errs...)
+}
+
+// explained says what to do about an error of memberlist, which knows three
+// reasons why two nodes do not understand each other.
+func explained(err error) error {
+	said := err.Error()
+	switch {
+	case strings.Contains(said, "No installed keys could decrypt"):
+		return errors.New("it has another secret: all nodes of a mesh need the same")
+	case strings.Contains(said, "remote state is not encrypted"):
+		return errors.New("its gossip is not encrypted, ours is: all nodes of a mesh need the same secret and the same `consul.encrypt`")
+	case strings.Contains(said, "encryption is not configured"):
+		return errors.New("its gossip is encrypted, ours is not: all nodes of a mesh need the same secret and the same `consul.encrypt`")
+	case errors.Is(err, context.DeadlineExceeded):
+		return fmt.Errorf("no answer: %w; is that machine up, and port 8302 open?", context.DeadlineExceeded)
+	}
+	return fmt.Errorf("%w; is Consul up there, and port 8302 open?", err)
+}
+
+// wanSnapshot is where serf keeps whom it knows in the WAN, and joins again when
+// it starts.
+const wanSnapshot = platform.ConsulDataDir + "/serf/remote.snapshot"
+
+// Leave takes the server out of the WAN, which is told: nobody tries to reach it
+// any more. The agent ends, and has to be started again, after ForgetWAN. What it
+// stores stays.
+func (c *Client) Leave(ctx context.Context) error {
+	err := c.call(ctx, leaveTimeout, func(client *api.Client) error { return client.Agent().Leave() })
+	if err != nil && strings.Contains(err.Error(), "404") {
+		// Consul before 0.7.2 does this over a port of its own only.
+		_, err = platform.Run(ctx, "consul", "leave")
+	}
+	if err != nil {
+		return fmt.Errorf("consul: leave the WAN: %w", err)
+	}
+	return nil
+}
+
+// ForgetWAN removes what a stopped Consul remembers of the WAN.
+func ForgetWAN(p *platform.Platform) error {
+	if err := os.Remove(p.Path(wanSnapshot)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("consul: forget the WAN: %w", err)
+	}
+	return nil
 }
 
 // resolve returns the IPs of an address. A name that is unknown has none, and
