@@ -85,9 +85,21 @@ func (n *Node) Begin(ctx context.Context, confirmed bool) (Action, string, error
 	return action, why, n.Journal.save()
 }
 
+// Same says that this machine is the one that became, whatever cloud-init or the
+// hardware call it now: a VM that was moved. Its identity stays.
+func (n *Node) Same() error {
+	if n.Instance.ID != "" {
+		n.Journal.Instance.ID = n.Instance.ID
+	}
+	if n.Instance.Product != "" {
+		n.Journal.Instance.Product = n.Instance.Product
+	}
+	return n.Journal.save()
+}
+
 // dropMeshState drops what a copied journal's node knew of its mesh.
 func (n *Node) dropMeshState() error {
-	for _, name := range []string{membersFile, statusFile, marksFile} {
+	for _, name := range []string{membersFile, membershipFile, statusFile, marksFile} {
 		if err := os.Remove(n.Platform.Path(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
@@ -271,6 +283,11 @@ func consulConfig(ctx context.Context, n *Node) (Resource, error) {
 	if err != nil {
 		n.Log.Warn("some peers cannot be resolved yet; they will be joined when they can", "error", err)
 	}
+	return n.consulFile(peers), nil
+}
+
+// consulFile is Consul's configuration with these peers to join at each start.
+func (n *Node) consulFile(peers []string) Resource {
 	s := consul.Settings{
 		Name:        n.Identity().Name,
 		Advertise:   n.Identity().Advertise,
@@ -280,7 +297,7 @@ func consulConfig(ctx context.Context, n *Node) (Resource, error) {
 	if n.Config.Consul.Encrypt {
 		s.GossipKey = n.Credentials().GossipKey()
 	}
-	return consul.ConfigFile(n.Platform, s), nil
+	return consul.ConfigFile(n.Platform, s)
 }
 
 func consulTokens(_ context.Context, n *Node) (Resource, error) {

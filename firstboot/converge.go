@@ -3,32 +3,28 @@ package firstboot
 import (
 	"context"
 	"errors"
-	"slices"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/consul"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/directory"
-	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/firewall"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/mesh"
 )
 
 // Converge makes one pass: it brings this node to what the mesh needs, goes on
 // past what fails, and writes the status. The error is what could not be done.
 func (n *Node) Converge(ctx context.Context) (Status, []Change, error) {
-	n.reset()
-	before, err := n.ReadStatus(ctx)
+	before, err := n.begin(ctx)
 	if err != nil {
 		return before, nil, err
 	}
-	// Not to know the members is no reason to remove them.
-	if err := n.readState(membersFile, &n.members); err != nil {
-		return before, nil, err
-	}
-	if peers, err := others(ctx, n.Config.Peers); len(peers) > 0 || err != nil {
-		n.hasPeers = true
-	}
 
+	if m, err := n.marks(); err == nil && m.LeavingWAN {
+		if err := n.endLeaving(ctx); err != nil {
+			return before, nil, err
+		}
+	}
 	var changes []Change
 	var errs []error
 	for i, s := range ConvergePhase.Steps {
@@ -58,6 +54,9 @@ type marks struct {
 	Credentials string `json:"credentials,omitempty"`
 	// CtidRestarted is the address for which xivo-ctid was restarted: once.
 	CtidRestarted string `json:"ctid_restarted,omitempty"`
+	// LeavingWAN: Consul was told to leave the WAN, which ends it, and was not
+	// started again yet.
+	LeavingWAN bool `json:"leaving_wan,omitempty"`
 	// Presences holds, per member, the xivo-ctid registration that was
 	// announced to the local xivo-ctid.
 	Presences map[string]string `json:"presences"`
@@ -73,40 +72,33 @@ func (n *Node) marks() (marks, error) {
 	return m, nil
 }
 
-func firewallRules(ctx context.Context, n *Node) (Resource, error) {
-	if !n.Config.Firewall.Enabled {
-		return nothing, nil
+// begin reads what the last pass left.
+func (n *Node) begin(ctx context.Context) (before Status, err error) {
+	n.reset()
+	if before, err = n.ReadStatus(ctx); err != nil {
+		return before, err
 	}
-	allowed, err := others(ctx, n.Config.Peers)
+	if n.firstPass = before.FirstPass; before.Boot != n.Platform.BootID() {
+		n.firstPass = time.Now().UTC()
+	}
+	// Not to know the members is no reason to remove them.
+	n.members = nil
+	if err := n.readState(membersFile, &n.members); err != nil {
+		return before, err
+	}
+	peers, err := others(ctx, n.Config.Peers)
+	n.hasPeers = len(peers) > 0 || err != nil
+	return before, nil
+}
+
+// mark changes the marks.
+func (n *Node) mark(change func(*marks)) error {
+	m, err := n.marks()
 	if err != nil {
-		n.Log.Debug("firewall: peers", "error", err)
+		return err
 	}
-	allowed = append(allowed, n.Config.Firewall.Allow...)
-	for _, m := range n.members {
-		allowed = append(allowed, m.Address)
-	}
-	// Living WAN members proved that they hold the gossip key; a newcomer is one
-	// before it is known as a member.
-	if c, err := n.Consul(ctx); err == nil {
-		wan, err := c.WANMembers(ctx)
-		if err != nil {
-			return nil, err
-		}
-		for _, m := range wan {
-			if m.Alive {
-				allowed = append(allowed, m.Address)
-			}
-		}
-	}
-	slices.Sort(allowed)
-	policy := firewall.MeshPolicy(slices.Compact(allowed))
-	if !n.Config.Consul.Encrypt {
-		policy = policy.WithGossip()
-	}
-	if n.Config.Firewall.Strict {
-		policy = policy.Strict(n.Platform.Traits)
-	}
-	return firewall.Rules(policy), nil
+	change(&m)
+	return n.writeState(marksFile, m)
 }
 
 func registered(ctx context.Context, n *Node) (Resource, error) {

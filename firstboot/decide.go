@@ -80,7 +80,7 @@ func Decide(f Found) (Action, string) {
 		case how == doubtful && f.Confirmed:
 			return Become, "confirmed by a person: " + why
 		case how == doubtful:
-			return Hold, why + ": if this is a copy, run `xivo-firstboot become --confirm`"
+			return Hold, why + ": if this is a copy, run `xivo-firstboot run --confirm`; if it is the same machine, `xivo-firstboot become --same`"
 		case !f.Journal.Finished(BecomePhase):
 			return Resume, "a become of this instance was cut off"
 		}

@@ -31,7 +31,7 @@ func directories(ctx context.Context, n *Node) (Resource, error) {
 	for _, m := range n.members {
 		wanted[directory.Name(m.UUID)] = true
 		o := options
-		o.Suspended = time.Since(m.Seen) > suspendedAfter
+		o.Suspended = m.Suspended
 		rs = append(rs, directory.Source(db, directory.Peer{UUID: m.UUID, Host: m.Host, Address: m.Address},
 			n.Credentials().Account(), n.Credentials().DirectoryPassword(), o))
 	}

@@ -19,7 +19,11 @@ func upstreams(ctx context.Context, n *Node) (Resource, error) {
 	if err != nil {
 		return nil, err
 	}
-	links, err := mesh.Topology{Kind: n.Config.Topology, Hub: n.Config.Hub}.Desired(n.Self(), n.members)
+	hub, err := n.hub(ctx)
+	if err != nil {
+		return nil, err
+	}
+	links, err := mesh.Topology{Kind: n.Config.Topology, Hub: hub}.Desired(n.Self(), n.members)
 	if err != nil {
 		return nil, err
 	}

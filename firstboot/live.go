@@ -53,6 +53,7 @@ func (n *Node) Live(ctx context.Context) (_ []Change, down time.Duration, err er
 	}
 
 	changes, err := n.Run(ctx, BecomePhase)
+	n.Guard(ctx)
 	for _, service := range brokers {
 		err = errors.Join(err, n.Platform.Init.Start(ctx, service))
 	}

@@ -1,13 +1,18 @@
 package firstboot
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 )
+
+// lockWait is longer than a pass of the watch that goes well.
+const lockWait = 30 * time.Second
 
 // ErrBusy is what Lock says while another process works on the node.
 var ErrBusy = errors.New("busy")
@@ -38,6 +43,34 @@ func (n *Node) Lock() error {
 	n.lock = f
 	n.Journal, err = readJournal(n.Platform.Path(journalFile))
 	return err
+}
+
+// LockWait is Lock for a person: it waits until the other process is done with
+// what it does now, 30 s at most, and then says who it is.
+func (n *Node) LockWait(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, lockWait)
+	defer cancel()
+	again := time.NewTicker(200 * time.Millisecond)
+	defer again.Stop()
+	for {
+		err := n.Lock()
+		if !errors.Is(err, ErrBusy) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-again.C:
+		}
+	}
+}
+
+// Unlock gives the lock back.
+func (n *Node) Unlock() {
+	if n.lock != nil {
+		n.lock.Close()
+		n.lock = nil
+	}
 }
 
 // holder tells of the process that has the lock; "" when it just ended.

@@ -29,10 +29,12 @@ const (
 	documentFile = platform.StateDir + "/document.yml"
 	exportFile   = platform.StateDir + "/kv.json"
 	membersFile  = platform.StateDir + "/members.json"
-	statusFile   = platform.StateDir + "/status.json"
-	marksFile    = platform.StateDir + "/marks.json"
-	manifestFile = platform.StateDir + "/seal.json"
-	lockFile     = platform.StateDir + "/lock"
+	// membershipFile is there when this node came back after it had left.
+	membershipFile = platform.StateDir + "/membership.json"
+	statusFile     = platform.StateDir + "/status.json"
+	marksFile      = platform.StateDir + "/marks.json"
+	manifestFile   = platform.StateDir + "/seal.json"
+	lockFile       = platform.StateDir + "/lock"
 )
 
 // Node is this machine while a command runs: what was found, what was decided,
@@ -55,7 +57,24 @@ type Node struct {
 
 	members []mesh.Member
 	refused []mesh.Refusal
-	canary  *rabbitmq.Canary
+	// wan is who lives in Consul's WAN, this node not counted.
+	wan []consul.Member
+	// unanswered are the addresses of those that did not say who they are, since
+	// when.
+	unanswered map[string]time.Time
+	// onTrial: a newcomer, which not all members may have asked yet.
+	onTrial bool
+	// gone are the nodes that left, as far as this one knows; leftAt is when it
+	// left itself.
+	gone   mesh.Gone
+	leftAt time.Time
+	// verdict is why the mesh refused this node; asked says that it was asked
+	// again since this process was started.
+	verdict string
+	asked   bool
+	// firstPass is when the first pass of this boot was made.
+	firstPass time.Time
+	canary    *rabbitmq.Canary
 	// answered is who answered the canary in this pass, and how fast.
 	answered map[string]time.Duration
 	// hasPeers: the document names a peer that is not this node.
@@ -132,10 +151,7 @@ func (n *Node) Close() {
 		n.canary.Close()
 		n.canary = nil
 	}
-	if n.lock != nil {
-		n.lock.Close()
-		n.lock = nil
-	}
+	n.Unlock()
 }
 
 // DB returns the connection to XiVO's database, opened at the first use and
@@ -198,6 +214,26 @@ func (n *Node) Canary(ctx context.Context) (*rabbitmq.Canary, error) {
 	return n.canary, err
 }
 
+// reload reads again what may change under a process that stays: the document,
+// of which the last good one stays in force, and the version.
+func (n *Node) reload() {
+	if p, err := platform.Detect(n.Platform.Root); err != nil {
+		n.Log.Warn("going on as the version of before", "error", err)
+	} else {
+		n.Platform = p
+	}
+	config, err := n.loadDocument()
+	if err != nil && (n.DocumentErr == nil || err.Error() != n.DocumentErr.Error()) {
+		n.Log.Warn("the document is not taken: the last good one stays in force", "error", err)
+	}
+	n.DocumentErr = err
+	if config == nil || n.Config != nil && string(cloudinit.UserData(config)) == string(cloudinit.UserData(n.Config)) {
+		return
+	}
+	n.Log.Info("there is a new document")
+	n.Config, n.asked = config, false
+}
+
 // Identity is the node's own; the zero value before it became.
 func (n *Node) Identity() Identity {
 	if n.Journal == nil {
@@ -219,13 +255,33 @@ func (n *Node) Self() mesh.Member {
 		Address: id.Advertise,
 		Version: n.Platform.Version.String(),
 		KeyID:   n.Credentials().KeyID(),
+
+		Registered: n.registered(),
 	}
+}
+
+// membership is what membershipFile holds.
+type membership struct {
+	Registered time.Time `json:"registered"`
+}
+
+// registered is when this node came into its mesh: when it became, or when it
+// came back.
+func (n *Node) registered() time.Time {
+	m := membership{}
+	if n.Journal != nil {
+		m.Registered = n.Journal.Steps[BecomePhase.Name].At
+	}
+	if err := n.readState(membershipFile, &m); err != nil {
+		n.Log.Warn("when this node came back is not known", "error", err)
+	}
+	return m.Registered
 }
 
 // reset forgets what the last pass found out, so that the next one asks again.
 func (n *Node) reset() {
 	n.consul, n.consulErr, n.broker = nil, nil, nil
-	n.answered, n.refused, n.unmanaged, n.notices, n.pending = nil, nil, nil, nil, false
+	n.answered, n.refused, n.unmanaged, n.wan, n.notices, n.pending = nil, nil, nil, nil, nil, false
 }
 
 // readState reads one of our JSON files; a missing one leaves v as it is.

@@ -75,6 +75,11 @@ func (n *Node) Plan(ctx context.Context, p Phase) ([]Change, error) {
 	if p.Once && n.Journal.Finished(p) {
 		return nil, nil
 	}
+	if p.Name == ConvergePhase.Name {
+		if _, err := n.begin(ctx); err != nil {
+			return nil, err
+		}
+	}
 	var changes []Change
 	for _, s := range p.Steps {
 		id := p.Name + "." + s.Name

@@ -19,7 +19,7 @@ func kvImported(ctx context.Context, n *Node) (Resource, error) {
 	if n.Identity().Adopted {
 		return c.Import(n.Platform.Path(exportFile)), nil
 	}
-	return c.Import(n.Platform.Path(exportFile), liveTokens), nil
+	return c.Import(n.Platform.Path(exportFile), liveTokens, notesPrefix), nil
 }
 
 func kvRetired(_ context.Context, n *Node) (Resource, error) {

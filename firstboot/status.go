@@ -45,6 +45,8 @@ type Status struct {
 	Notices []string `json:"notices,omitempty"`
 	// FirstJoined is when this instance was joined for the first time.
 	FirstJoined time.Time `json:"first_joined,omitzero"`
+	// FirstPass is when the first pass of this boot was made.
+	FirstPass time.Time `json:"first_pass,omitzero"`
 	// Errors are what the last pass could not do.
 	Errors []string `json:"errors,omitempty"`
 }
@@ -111,6 +113,7 @@ func (n *Node) conclude(before Status, errs []error) Status {
 		NotManaged:  n.unmanaged,
 		Notices:     n.notices,
 		FirstJoined: before.FirstJoined,
+		FirstPass:   n.firstPass,
 		Peers:       []PeerStatus{},
 	}
 	answered := 0
@@ -129,13 +132,17 @@ func (n *Node) conclude(before Status, errs []error) Status {
 	}
 
 	switch {
+	case !n.leftAt.IsZero():
+		s.State, s.Why = Alone, fmt.Sprintf("this node left the mesh, or was taken out of it, at %s; `xivo-firstboot leave --undo` takes it back", n.leftAt.Local().Format(time.DateTime))
+	case n.verdict != "":
+		s.State, s.Why = Waiting, n.verdict+"; it goes on alone. The mesh is asked again when this node boots, when its document or version changes, and by `xivo-firstboot converge`"
 	case len(n.members) == 0 && !n.hasPeers:
 		s.State = Alone
 	case !n.Platform.Traits.Joinable:
 		s.State, s.Why = Waiting, fmt.Sprintf("XiVO %s cannot be joined to others: contacts and statuses are shared in another way from 18.04 on; take the peers out of the document", n.Platform.Version)
 	case len(n.members) > 0 && answered == len(n.members):
 		s.State = Joined
-	case answered > 0 || !s.FirstJoined.IsZero():
+	case len(n.members) > 0 && (answered > 0 || !s.FirstJoined.IsZero()):
 		s.State, s.Why = Degraded, unreachable(s.Peers)
 	default:
 		s.State, s.Why = Joining, "no peer answered yet"

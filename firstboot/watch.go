@@ -2,8 +2,12 @@ package firstboot
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"slices"
 	"time"
+
+	"github.com/xivo-mesh/packer-plugin-xivo/cloudinit"
 )
 
 const (
@@ -19,8 +23,9 @@ const (
 	stepDeadline = 45 * time.Second
 )
 
-// Watch converges until ctx ends: at once, when the member list changed, and
-// now and then. Each status is handed to told.
+// Watch converges until ctx ends: at once, when the mesh, the document or the
+// version changed, and now and then. Each status is handed to told. While a
+// person makes a pass by hand, the watch makes none.
 func (n *Node) Watch(ctx context.Context, told func(Status, []Change)) error {
 	ticker := time.NewTicker(every)
 	defer ticker.Stop()
@@ -29,6 +34,7 @@ func (n *Node) Watch(ctx context.Context, told func(Status, []Change)) error {
 	var last []string
 	var state State
 	for {
+		n.reload()
 		view := n.view(ctx)
 		changed := !slices.Equal(view, last)
 		if changed {
@@ -41,9 +47,10 @@ func (n *Node) Watch(ctx context.Context, told func(Status, []Change)) error {
 				wait = 0
 			}
 		}
-		if changed || time.Since(lastPass) >= wait {
+		if (changed || time.Since(lastPass) >= wait) && n.mayWork() {
 			last, lastPass = view, time.Now()
 			status, changes, err := n.Converge(ctx)
+			n.Unlock()
 			if err != nil && ctx.Err() == nil {
 				n.Log.Warn("converge: the next pass goes on", "error", err)
 			}
@@ -61,27 +68,44 @@ func (n *Node) Watch(ctx context.Context, told func(Status, []Change)) error {
 	}
 }
 
-// view is what a change of the mesh shows in: the local agent's member list.
+// mayWork takes the lock, unless somebody else has it.
+func (n *Node) mayWork() bool {
+	err := n.Lock()
+	if err != nil && !errors.Is(err, ErrBusy) {
+		n.Log.Warn("converge: the next pass tries again", "error", err)
+	}
+	return err == nil
+}
+
+// view is what a change shows in: the document and version in force, the local
+// agent's member list, and what others left in its KV.
 func (n *Node) view(ctx context.Context) []string {
+	out := []string{"version " + n.Platform.Version.String(), fmt.Sprint("document ", fingerprint(string(cloudinit.UserData(n.Config))), n.DocumentErr)}
 	ctx, cancel := context.WithTimeout(ctx, every)
 	defer cancel()
 	n.consulErr = nil
 	c, err := n.Consul(ctx)
 	if err != nil {
-		return nil
+		return out
 	}
 	members, err := c.WANMembers(ctx)
 	if err != nil {
 		n.consul = nil
-		return nil
+		return out
 	}
-	var out []string
 	for _, m := range members {
 		alive := "gone"
 		if m.Alive {
 			alive = "alive"
 		}
 		out = append(out, m.Name+" "+m.Address+" "+alive)
+	}
+	notes, err := c.Notes(ctx, "", notesPrefix)
+	if err != nil {
+		return out
+	}
+	for key, text := range notes {
+		out = append(out, key+" "+text)
 	}
 	slices.Sort(out)
 	return out

@@ -13,7 +13,7 @@ import (
 )
 
 func (c *cli) becomeCommand() *cobra.Command {
-	var confirm bool
+	var confirm, same bool
 	cmd := &cobra.Command{
 		Use:   "become",
 		Short: "Take on an identity, if this is a new instance (the first unit at boot)",
@@ -28,14 +28,21 @@ func (c *cli) becomeCommand() *cobra.Command {
 				return err
 			}
 			defer n.Close()
-			switch action, why := n.Decide(confirm); action {
+			action, why := n.Decide(confirm)
+			if same && action != firstboot.Hold {
+				return exitError{exitUsage, fmt.Errorf("become --same: nothing is in doubt here: %s", why)}
+			}
+			switch action {
 			case firstboot.Unchanged, firstboot.LeaveAlone:
 				// Nothing is asked of the document, the lock or the servers: a
 				// node that once worked is not held back by any of them.
 				c.log.Info("become: "+string(action), "why", why)
+				if action == firstboot.Unchanged {
+					n.Guard(ctx)
+				}
 				return nil
 			case firstboot.Hold:
-				return exitError{exitWaiting, errors.New(why)}
+				return c.hold(ctx, n, same, why)
 			}
 			if running, err := n.Platform.Init.Active(ctx, "consul"); err != nil || running {
 				return errors.Join(errors.New("become: Consul runs, so this is no boot: use `xivo-firstboot run`"), err)
@@ -43,17 +50,36 @@ func (c *cli) becomeCommand() *cobra.Command {
 			if err := lock(n); err != nil {
 				return err
 			}
-			action, why, err := n.Begin(ctx, confirm)
+			action, why, err = n.Begin(ctx, confirm)
 			c.log.Info("become: "+string(action), "why", why)
 			if err != nil {
 				return asExit(err)
 			}
 			_, err = n.Run(ctx, firstboot.BecomePhase)
+			n.Guard(ctx)
 			return err
 		},
 	}
 	cmd.Flags().BoolVar(&confirm, "confirm", false, "this machine is a copy, although only one of two signs says so")
+	cmd.Flags().BoolVar(&same, "same", false, "this machine is the one that it was, although one of two signs says otherwise: a VM that was moved")
+	cmd.MarkFlagsMutuallyExclusive("confirm", "same")
 	return cmd
+}
+
+// hold keeps the mesh parts of a machine down that may be a copy, unless a
+// person says that it is none.
+func (c *cli) hold(ctx context.Context, n *firstboot.Node, same bool, why string) error {
+	if same {
+		if err := lock(n); err != nil {
+			return err
+		}
+		c.log.Info("become: the same machine; it goes on as the node that it was")
+		return n.Same()
+	}
+	if running, err := n.Platform.Init.Active(ctx, "consul"); err == nil && !running {
+		n.Isolate(ctx, why)
+	}
+	return exitError{exitWaiting, errors.New(why)}
 }
 
 func (c *cli) settleCommand() *cobra.Command {

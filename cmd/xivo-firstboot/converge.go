@@ -43,6 +43,9 @@ func (c *cli) convergeCommand() *cobra.Command {
 			}
 			ctx, cancel := context.WithTimeout(cmd.Context(), 2*time.Minute)
 			defer cancel()
+			if err := n.LockWait(ctx); err != nil {
+				return err
+			}
 			status, changes, err := n.Converge(ctx)
 			c.report(status, changes)
 			return passError(status, err)

@@ -93,7 +93,7 @@ func (c *cli) runHere(ctx context.Context, n *firstboot.Node, confirm bool) erro
 	signal.Ignore(syscall.SIGPIPE)
 	ctx, cancel := context.WithTimeout(ctx, 15*time.Minute)
 	defer cancel()
-	if err := n.Lock(); err != nil {
+	if err := n.LockWait(ctx); err != nil {
 		return err
 	}
 	if _, _, err := n.Begin(ctx, confirm); err != nil {

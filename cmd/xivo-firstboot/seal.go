@@ -33,7 +33,7 @@ func (c *cli) sealCommand() *cobra.Command {
 				return err
 			}
 			defer n.Close()
-			if err := n.Lock(); err != nil {
+			if err := n.LockWait(ctx); err != nil {
 				return err
 			}
 			if last {

@@ -27,11 +27,15 @@ type Member struct {
 	Address string    `json:"address"`
 	Version string    `json:"version"`
 	KeyID   string    `json:"key_id"`
-	// Since is when this node first took the member in; Seen when it last
-	// answered over Consul.
-	Since time.Time `json:"since"`
-	Seen  time.Time `json:"seen"`
+	// Registered is when the member came into the mesh, as it says itself.
+	Registered time.Time `json:"registered"`
+	// Seen is when it last answered over Consul.
+	Seen time.Time `json:"seen"`
+	// Suspended: it has not answered for so long that nobody is to wait for it.
+	Suspended bool `json:"suspended,omitempty"`
 }
+
+func (m Member) String() string { return fmt.Sprintf("%s (%s, %s)", m.Host, m.Address, m.UUID) }
 
 // Tags is how a member tells the others about itself. Name and address are the
 // registration's own.
@@ -41,6 +45,7 @@ func (m Member) Tags() []string {
 		"version=" + m.Version,
 		"host=" + m.Host,
 		"key=" + m.KeyID,
+		"registered=" + m.Registered.UTC().Format(time.RFC3339Nano),
 	}
 }
 
@@ -63,6 +68,11 @@ func ParseMember(name, address string, tags []string) (Member, error) {
 			m.Host = shown(value)
 		case "key":
 			m.KeyID = shown(value)
+		case "registered":
+			m.Registered, err = time.Parse(time.RFC3339Nano, value)
+			if err != nil {
+				return Member{}, fmt.Errorf("member %s: registered %q: %w", name, value, err)
+			}
 		}
 	}
 	if m.UUID == uuid.Nil {
@@ -87,70 +97,114 @@ func shown(s string) string {
 	return string(runes[:min(len(runes), longest)])
 }
 
-// Refusal is a newcomer that was not taken in, and why.
+// Refusal is a living node that was not taken in, and why.
 type Refusal struct {
 	Member Member `json:"member"`
 	Reason string `json:"reason"`
 }
 
-// Merge takes what was seen now into what was known. Silence removes nothing:
-// a known member that was not seen stays. A newcomer is refused when it has
-// our UUID, or one that a living member has at another address, or another
-// XiVO version; a known member keeps its place when its version changes.
-// A newcomer with the address of a silent member replaces it.
-func Merge(self Member, known, seen []Member, now time.Time) (members []Member, refused []Refusal) {
-	byUUID := map[uuid.UUID]Member{}
+// Gone are the nodes that left or were forgotten, and when. A node that
+// registered later than that is back.
+type Gone map[uuid.UUID]time.Time
+
+// Has says whether the member is gone.
+func (g Gone) Has(m Member) bool {
+	at, ok := g[m.UUID]
+	return ok && !m.Registered.After(at)
+}
+
+// Add takes in what another node knows. The later time counts.
+func (g Gone) Add(o Gone) {
+	for id, at := range o {
+		if at.After(g[id]) {
+			g[id] = at
+		}
+	}
+}
+
+// Merge takes what was seen now into what was known. Silence removes nothing: a
+// known member that was not seen stays, unless it is gone, or a newcomer has
+// its address. A living node is refused when it has the UUID or the address of
+// another one that lives, or, as a newcomer, another XiVO version; a known
+// member keeps its place when its version changes. Of two with one UUID the
+// known one stays, or else the one that registered first.
+func Merge(self Member, known, seen []Member, gone Gone, now time.Time) (members []Member, refused []Refusal) {
+	was := map[uuid.UUID]Member{}
+	taken := map[uuid.UUID]Member{}
 	for _, m := range known {
-		byUUID[m.UUID] = m
+		if !gone.Has(m) && m.UUID != self.UUID {
+			was[m.UUID], taken[m.UUID] = m, m
+		}
 	}
-	living := map[uuid.UUID]bool{}
-	for _, m := range seen {
-		living[m.UUID] = true
-	}
+	isKnown := func(m Member) bool { return was[m.UUID].Name == m.Name }
+	living := map[uuid.UUID]Member{self.UUID: self}
+	byAddress := map[string]Member{self.Address: self}
 
-	taken := map[uuid.UUID]string{}
-	for _, m := range sorted(seen) {
-		old, isKnown := byUUID[m.UUID]
-		first, twice := taken[m.UUID]
-		switch {
-		case m.UUID == self.UUID && m.Name == self.Name:
-			continue
-		case m.UUID == self.UUID:
-			refused = append(refused, Refusal{m, fmt.Sprintf("has our own UUID %s: one of the two is an unsealed copy", m.UUID)})
-			continue
-		case twice:
-			refused = append(refused, Refusal{m, fmt.Sprintf("has the UUID of %s, which stays: one of the two is an unsealed copy", first)})
-			continue
-		case isKnown && old.Name != m.Name && aliveAs(seen, old):
-			refused = append(refused, Refusal{m, fmt.Sprintf("has the UUID of %s, which stays: one of the two is an unsealed copy", old.Name)})
-			continue
-		case !isKnown && m.Version != self.Version:
-			refused = append(refused, Refusal{m, fmt.Sprintf("runs XiVO %s, the mesh runs %s: upgrade it first", m.Version, self.Version)})
-			continue
-		}
-		taken[m.UUID] = m.Name
-		m.Since, m.Seen = now, now
-		if isKnown {
-			m.Since = old.Since
-		}
-		byUUID[m.UUID] = m
-		for id, other := range byUUID {
-			if id != m.UUID && other.Address == m.Address && !living[id] {
-				delete(byUUID, id)
+	seen = slices.Clone(seen)
+	slices.SortFunc(seen, func(a, b Member) int {
+		known := func(m Member) int { // first
+			if isKnown(m) {
+				return 0
 			}
+			return 1
 		}
+		return cmp.Or(known(a)-known(b), a.Registered.Compare(b.Registered), cmp.Compare(a.Name, b.Name))
+	})
+	for _, m := range seen {
+		refuse := func(format string, args ...any) {
+			refused = append(refused, Refusal{m, fmt.Sprintf(format, args...)})
+		}
+		if m.UUID == self.UUID && m.Name == self.Name || gone.Has(m) {
+			continue
+		}
+		if first, twice := living[m.UUID]; twice {
+			refuse("has the UUID of %s, which stays: one of the two is a copy; give it an identity of its own with `identity: regenerate` and `xivo-firstboot run`", first)
+			continue
+		}
+		if other, used := byAddress[m.Address]; used {
+			refuse("says that it is at the address of %s, which is alive: give one of the two another `advertise`", other)
+			continue
+		}
+		if _, back := was[m.UUID]; !back && m.Version != self.Version {
+			refuse("runs XiVO %s, %s runs %s: all nodes of a mesh run one version when they join", m.Version, self.Host, self.Version)
+			continue
+		}
+		m.Seen = now
+		living[m.UUID], byAddress[m.Address], taken[m.UUID] = m, m, m
 	}
 
-	for _, m := range byUUID {
-		if m.UUID != self.UUID {
-			members = append(members, m)
+	for id, m := range taken {
+		if now, used := byAddress[m.Address]; used && now.UUID != id {
+			continue // silent, and somebody else has its address
 		}
+		members = append(members, m)
 	}
 	return sorted(members), refused
 }
 
-func aliveAs(seen []Member, m Member) bool {
-	return slices.ContainsFunc(seen, func(s Member) bool { return s.UUID == m.UUID && s.Name == m.Name })
+// SameHost tells the host names that several nodes have: they work, since every
+// other name carries the UUID, but people cannot tell them apart.
+func SameHost(self Member, members []Member) []string {
+	byHost := map[string][]Member{}
+	for _, m := range append(sorted(members), self) {
+		byHost[m.Host] = append(byHost[m.Host], m)
+	}
+	var notes []string
+	for host, ms := range byHost {
+		if len(ms) > 1 {
+			notes = append(notes, fmt.Sprintf("%d nodes have the host name %s: %s", len(ms), host, list(ms)))
+		}
+	}
+	slices.Sort(notes)
+	return notes
+}
+
+func list(ms []Member) string {
+	var all []string
+	for _, m := range ms {
+		all = append(all, m.Address+" "+m.UUID.String())
+	}
+	return strings.Join(all, ", ")
 }
 
 func sorted(ms []Member) []Member {

@@ -2,6 +2,7 @@ package mesh
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -18,6 +19,8 @@ func node(i int) Member {
 		Address: fmt.Sprintf("10.0.0.%d", i),
 		Version: "16.03",
 		KeyID:   "abcdef",
+
+		Registered: time.Date(2026, 1, 1, 0, 0, i, 5, time.UTC),
 	}
 }
 
@@ -45,27 +48,43 @@ func TestMemberIsReadBackFromItsTags(t *testing.T) {
 func TestMerge(t *testing.T) {
 	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	self := node(1)
-	with := func(m Member, change func(*Member)) Member { change(&m); return m }
+	uuidOf := func(m, other Member) Member { m.UUID = other.UUID; return m }
+	addressOf := func(m, other Member) Member { m.Address = other.Address; return m }
+	hostOf := func(m, other Member) Member { m.Host = other.Host; return m }
+	version := func(m Member, v string) Member { m.Version = v; return m }
+	registered := func(m Member, at time.Time) Member { m.Registered = at; return m }
+	early, late := now.Add(-time.Hour), now.Add(-time.Minute)
 
 	for _, c := range []struct {
 		name        string
 		known, seen []Member
+		gone        Gone
 		want        []string // names
-		refused     int
+		refused     []string // name: part of the reason
 	}{
-		{"a newcomer is taken in", nil, []Member{node(2)}, []string{node(2).Name}, 0},
-		{"we are not our own member", nil, []Member{self, node(2)}, []string{node(2).Name}, 0},
-		{"a silent member stays", []Member{node(2)}, []Member{node(3)}, []string{node(2).Name, node(3).Name}, 0},
-		{"our own UUID under another name is refused", nil, []Member{with(node(2), func(m *Member) { m.UUID = self.UUID })}, nil, 1},
-		{"another version is refused as a newcomer", nil, []Member{with(node(2), func(m *Member) { m.Version = "16.04" })}, nil, 1},
-		{"a known member may change its version", []Member{node(2)}, []Member{with(node(2), func(m *Member) { m.Version = "16.04" })}, []string{node(2).Name}, 0},
-		{"the same UUID alive twice: the known one stays", []Member{node(2)}, []Member{node(2), with(node(3), func(m *Member) { m.UUID = node(2).UUID })}, []string{node(2).Name}, 1},
-		{"the same UUID twice among newcomers: one is taken", nil, []Member{node(2), with(node(3), func(m *Member) { m.UUID = node(2).UUID })}, []string{node(2).Name}, 1},
-		{"the address of a silent member is taken over", []Member{node(2)}, []Member{with(node(3), func(m *Member) { m.Address = node(2).Address })}, []string{node(3).Name}, 0},
-		{"the address of a living member is not", []Member{node(2)}, []Member{node(2), with(node(3), func(m *Member) { m.Address = node(2).Address })}, []string{node(2).Name, node(3).Name}, 0},
+		{name: "a newcomer is taken in", seen: []Member{node(2)}, want: []string{node(2).Name}},
+		{name: "we are not our own member", seen: []Member{self, node(2)}, want: []string{node(2).Name}},
+		{name: "a silent member stays", known: []Member{node(2)}, seen: []Member{node(3)}, want: []string{node(2).Name, node(3).Name}},
+		{name: "nobody is seen: all stay", known: []Member{node(2), node(3)}, want: []string{node(2).Name, node(3).Name}},
+		{name: "our own UUID under another name is refused", seen: []Member{uuidOf(node(2), self)}, refused: []string{node(2).Name + ": has the UUID of xivo1 (10.0.0.1"}},
+		{name: "another version is refused as a newcomer, and both are told", seen: []Member{version(node(2), "16.04")}, refused: []string{node(2).Name + ": runs XiVO 16.04, xivo1 runs 16.03"}},
+		{name: "a known member may change its version", known: []Member{node(2)}, seen: []Member{version(node(2), "16.04")}, want: []string{node(2).Name}},
+		{name: "the same UUID alive twice: the known one stays, although it came later", known: []Member{registered(node(2), late)},
+			seen: []Member{registered(node(2), late), registered(uuidOf(node(3), node(2)), early)}, want: []string{node(2).Name}, refused: []string{node(3).Name + ": has the UUID of xivo2 (10.0.0.2"}},
+		{name: "the same UUID twice among newcomers: the one registered first is taken", seen: []Member{registered(node(2), late), registered(uuidOf(node(3), node(2)), early)},
+			want: []string{node(3).Name}, refused: []string{node(2).Name + ": has the UUID of xivo3"}},
+		{name: "a member under a new name and address is the same member", known: []Member{node(2)}, seen: []Member{uuidOf(node(3), node(2))}, want: []string{node(3).Name}},
+		{name: "the address of a silent member is taken over", known: []Member{node(2)}, seen: []Member{addressOf(node(3), node(2))}, want: []string{node(3).Name}},
+		{name: "the address of a living member is not", known: []Member{node(2)}, seen: []Member{node(2), addressOf(node(3), node(2))}, want: []string{node(2).Name},
+			refused: []string{node(3).Name + ": says that it is at the address of xivo2"}},
+		{name: "our own address is not, either", seen: []Member{addressOf(node(2), self)}, refused: []string{node(2).Name + ": says that it is at the address of xivo1"}},
+		{name: "the same host name is taken in", seen: []Member{node(2), hostOf(node(3), node(2))}, want: []string{node(2).Name, node(3).Name}},
+		{name: "a member that left goes, silent or not", known: []Member{node(2), node(3)}, seen: []Member{node(2)},
+			gone: Gone{node(2).UUID: now, node(3).UUID: now}},
+		{name: "one that registered after it had left is back", known: nil, seen: []Member{registered(node(2), now)}, gone: Gone{node(2).UUID: late}, want: []string{node(2).Name}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			members, refused := Merge(self, c.known, c.seen, now)
+			members, refused := Merge(self, c.known, c.seen, c.gone, now)
 			got := map[string]bool{}
 			for _, m := range members {
 				got[m.Name] = true
@@ -77,10 +96,27 @@ func TestMerge(t *testing.T) {
 			if d := cmp.Diff(want, got); d != "" {
 				t.Error(d)
 			}
-			if len(refused) != c.refused {
-				t.Errorf("refused: %v", refused)
+			if len(refused) != len(c.refused) {
+				t.Fatalf("refused: %v, want %q", refused, c.refused)
+			}
+			for i, r := range refused {
+				if told := r.Member.Name + ": " + r.Reason; !strings.HasPrefix(told, c.refused[i]) {
+					t.Errorf("refused: %s, want %s", told, c.refused[i])
+				}
 			}
 		})
+	}
+}
+
+func TestNodesWithOneHostNameAreTold(t *testing.T) {
+	other := node(2)
+	other.Host = node(1).Host
+	if notes := SameHost(node(1), []Member{node(3)}); notes != nil {
+		t.Errorf("nobody has the name of another: %q", notes)
+	}
+	notes := SameHost(node(1), []Member{other, node(3)})
+	if len(notes) != 1 || !strings.Contains(notes[0], "2 nodes have the host name xivo1") || !strings.Contains(notes[0], other.UUID.String()) {
+		t.Errorf("notes: %q", notes)
 	}
 }
 

@@ -1,0 +1,86 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot"
+)
+
+// leaveTime is how long a goodbye may take: Consul is restarted.
+const leaveTime = 3 * time.Minute
+
+func (c *cli) leaveCommand() *cobra.Command {
+	var undo bool
+	cmd := &cobra.Command{
+		Use:   "leave",
+		Short: "Take this node out of its mesh, or (--undo) back into it",
+		Long: "The other nodes drop this one: its people from their searches, its statuses, its address from their firewalls.\n" +
+			"Those that live do so within seconds; those that are away when they come back, as they hear of it from the others.\n" +
+			"This node drops them too and goes on alone; its own contacts, calls and identity stay as they are. Consul is\n" +
+			"restarted, telephony is not interrupted. It stays out, whatever its document says, until `leave --undo`.\n" +
+			"For a node that died and cannot leave, use `xivo-firstboot forget` on any other.",
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return c.asMember(cmd.Context(), func(ctx context.Context, n *firstboot.Node) error {
+				goodbye := n.Leave
+				if undo {
+					goodbye = n.ComeBack
+				}
+				status, changes, err := goodbye(ctx)
+				c.report(status, changes)
+				return passError(status, err)
+			})
+		},
+	}
+	cmd.Flags().BoolVar(&undo, "undo", false, "come back into the mesh that this node left or was taken out of")
+	return cmd
+}
+
+func (c *cli) forgetCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "forget UUID|HOST",
+		Short: "Take a node out of the mesh that died",
+		Long: "Run it on any one node. All nodes drop the dead one: its people from their searches, its links, its address from\n" +
+			"their firewalls; those that are away do when they come back. The node is named by its UUID, or by its host name\n" +
+			"where that is one node's only: `xivo-firstboot status` tells both. A node that lives is refused: run\n" +
+			"`xivo-firstboot leave` there. Should a forgotten node come back, it stays out until `leave --undo` on it.",
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return c.asMember(cmd.Context(), func(ctx context.Context, n *firstboot.Node) error {
+				m, status, changes, err := n.Forget(ctx, args[0])
+				if errors.Is(err, firstboot.ErrNoMember) {
+					return exitError{exitUsage, err}
+				}
+				if status.State == "" {
+					return err
+				}
+				fmt.Fprintln(c.out, "forgotten:", m)
+				c.report(status, changes)
+				return passError(status, err)
+			})
+		},
+	}
+}
+
+// asMember does something that only a node of a mesh can do, under its lock.
+func (c *cli) asMember(ctx context.Context, do func(context.Context, *firstboot.Node) error) error {
+	ctx, cancel := context.WithTimeout(ctx, leaveTime)
+	defer cancel()
+	n, err := c.open()
+	if err != nil {
+		return err
+	}
+	defer n.Close()
+	if why := n.Waits(ctx); why != "" {
+		return exitError{exitWaiting, errors.New("this is no node of a mesh now: " + why)}
+	}
+	if err := n.LockWait(ctx); err != nil {
+		return err
+	}
+	return do(ctx, n)
+}
