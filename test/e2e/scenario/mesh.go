@@ -56,21 +56,28 @@ type Node struct {
 
 // Boot switches on node n: a new clone of the image, with a seed that has an
 // instance id, a host name, an address and the document of all.
-func (m *Mesh) Boot(ctx context.Context, n int) (*Node, error) { return m.boot(ctx, n, nil) }
+func (m *Mesh) Boot(ctx context.Context, n int) (*Node, error) {
+	return m.boot(ctx, n, m.userData, nil)
+}
+
+// BootWith switches on node n with user data of its own; nil is none.
+func (m *Mesh) BootWith(ctx context.Context, n int, userData []byte) (*Node, error) {
+	return m.boot(ctx, n, userData, nil)
+}
 
 // BootCopy switches on node n with a copy of the disk of another, which is off,
 // and with a seed of its own: as when somebody clones the VM of a node.
 func (m *Mesh) BootCopy(ctx context.Context, n int, of *Node) (*Node, error) {
-	return m.boot(ctx, n, of.Machine)
+	return m.boot(ctx, n, m.userData, of.Machine)
 }
 
-func (m *Mesh) boot(ctx context.Context, n int, disk *lab.Machine) (*Node, error) {
+func (m *Mesh) boot(ctx context.Context, n int, userData []byte, disk *lab.Machine) (*Node, error) {
 	name := "node" + strconv.Itoa(n)
 	machine, err := m.Lab.Start(ctx, lab.Node{
 		Name:       name,
 		InstanceID: "iid-" + name,
 		Address:    Address(n),
-		UserData:   m.userData,
+		UserData:   userData,
 		Disk:       disk,
 	})
 	if err != nil {
@@ -95,7 +102,13 @@ type Status struct {
 		Host     string
 		Answered bool
 	}
-	Errors []string
+	Refused []struct {
+		Member struct{ UUID, Host string }
+		Reason string
+	}
+	NotManaged []string `json:"not_managed"`
+	Notices    []string
+	Errors     []string
 }
 
 // Answered says whether the peer of that UUID answered a message.
