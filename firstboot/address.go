@@ -8,6 +8,8 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
+	"sync"
 	"time"
 
 	"github.com/xivo-mesh/packer-plugin-xivo/cloudinit"
@@ -48,21 +50,38 @@ func others(ctx context.Context, peers []string) ([]string, error) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 
+	// All at once: a name that no server answers for must not cost the others
+	// their time.
+	type answer struct {
+		addrs []netip.Addr
+		err   error
+	}
+	answers := make([]answer, len(peers))
+	var asked sync.WaitGroup
+	for i, peer := range peers {
+		asked.Go(func() {
+			answers[i].addrs, answers[i].err = net.DefaultResolver.LookupNetIP(ctx, "ip4", peer)
+		})
+	}
+	asked.Wait()
+
 	var out []string
 	var errs []error
 	seen := map[netip.Addr]bool{}
-	for _, peer := range peers {
-		addrs, err := net.DefaultResolver.LookupNetIP(ctx, "ip4", peer)
+	for i, peer := range peers {
+		addrs, err := answers[i].addrs, answers[i].err
 		if err != nil {
 			errs = append(errs, fmt.Errorf("peer %s: %w", peer, err))
 			continue
 		}
-		a := addrs[0].Unmap()
-		if local[a] != "" || a.IsLoopback() || seen[a] {
+		// Debian resolves a machine's own name to 127.0.1.1, beside others or not.
+		if slices.ContainsFunc(addrs, func(a netip.Addr) bool { return local[a.Unmap()] != "" || a.IsLoopback() }) {
 			continue
 		}
-		seen[a] = true
-		out = append(out, a.String())
+		if a := addrs[0].Unmap(); !seen[a] {
+			seen[a] = true
+			out = append(out, a.String())
+		}
 	}
 	return out, errors.Join(errs...)
 }
@@ -76,15 +95,15 @@ func advertise(ctx context.Context, c *cloudinit.Config) (string, error) {
 	switch want := c.Advertise; {
 	case want.Interface != "":
 		for _, a := range slices.SortedFunc(maps.Keys(local), netip.Addr.Compare) {
-			if local[a] == want.Interface {
+			if local[a] == want.Interface && !a.IsLoopback() {
 				return a.String(), nil
 			}
 		}
-		return "", fmt.Errorf("advertise: interface %s has no IPv4 address", want.Interface)
+		return "", fmt.Errorf("advertise: interface %s has no IPv4 address; this machine has %s", want.Interface, listed(local))
 	case want.Address != "":
 		a, err := netip.ParseAddr(want.Address)
 		if err != nil || local[a] == "" || a.IsLoopback() {
-			return "", fmt.Errorf("advertise: %s is not an address of this machine that others can reach", want.Address)
+			return "", fmt.Errorf("advertise: %s is not an address of this machine that others can reach; it has %s", want.Address, listed(local))
 		}
 		return want.Address, nil
 	}
@@ -110,5 +129,19 @@ func advertise(ctx context.Context, c *cloudinit.Config) (string, error) {
 	if len(usable) == 1 {
 		return usable[0], nil
 	}
-	return "", fmt.Errorf("advertise: no route tells which of %d addresses the others reach: set `advertise` to one", len(usable))
+	return "", fmt.Errorf("advertise: no route tells at which address the others reach this machine, which has %s: set `advertise` to one", listed(local))
+}
+
+// listed shows addresses to a person.
+func listed(local map[netip.Addr]string) string {
+	var out []string
+	for _, a := range slices.SortedFunc(maps.Keys(local), netip.Addr.Compare) {
+		if !a.IsLoopback() {
+			out = append(out, fmt.Sprintf("%s (%s)", a, local[a]))
+		}
+	}
+	if len(out) == 0 {
+		return "none"
+	}
+	return strings.Join(out, ", ")
 }

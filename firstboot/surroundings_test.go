@@ -3,6 +3,8 @@ package firstboot
 import (
 	"encoding/json"
 	"fmt"
+	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -12,9 +14,11 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/consul"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/directory"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/identity"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/mesh"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/platform"
 	"github.com/xivo-mesh/packer-plugin-xivo/test/lab/schema"
 	"github.com/xivo-mesh/packer-plugin-xivo/test/lab/server"
 )
@@ -142,5 +146,24 @@ func TestNotices(t *testing.T) {
 				t.Error("plan and status tell different things")
 			}
 		})
+	}
+}
+
+func TestAFileOfSomebodyElseThatWinsIsNoSuccess(t *testing.T) {
+	n := aNode(t, "16.03", nil)
+	n.consul = new(consul.Client) // it is not asked
+	dir := n.Platform.Path(platform.CtidConfigDir)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "00-site.yml"), []byte("service_discovery:\n  advertise_address: 10.9.9.9\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	_, err := step(t, ConvergePhase, "ctid").run(t.Context(), n, "ctid")
+	if err == nil || !strings.Contains(err.Error(), "00-site.yml") || !strings.Contains(err.Error(), "remove the key there") {
+		t.Fatalf("error %v, want one that names the file and what to do", err)
+	}
+	if said := n.conclude(Status{}, []error{err}).Errors; len(said) != 1 || !strings.Contains(said[0], "00-site.yml") {
+		t.Errorf("the status says %q", said)
 	}
 }

@@ -216,8 +216,8 @@ func (c *RemoteCredentials) access() (fs.FileMode, uint32, error) {
 }
 
 // Overridden returns the names of the files in the same folder that set the
-// address or the listener otherwise and win: xivo-ctid takes each key from the
-// first file in alphabetical order that has it. Files that do not parse are
+// address or the listener otherwise, or keep xivo-ctid out of Consul, and win:
+// xivo-ctid takes each key from the first file in alphabetical order that has it. Files that do not parse are
 // skipped, as xivo-ctid does.
 func Overridden(p *platform.Platform, advertise string) ([]string, error) {
 	entries, err := os.ReadDir(p.Path(platform.CtidConfigDir)) // sorted
@@ -230,9 +230,12 @@ func Overridden(p *platform.Platform, advertise string) ([]string, error) {
 	want := map[string]string{"service_discovery advertise_address": advertise}
 	if p.Traits.CtidCheckURL {
 		want["service_discovery check_url"] = checkURL(advertise)
+	} else {
+		want["service_discovery enabled"] = "true"
 	}
 	if p.Traits.CtidAsksPeers {
 		want["rest_api http listen"] = listen
+		want["rest_api http port"] = port
 	}
 
 	var winners []string

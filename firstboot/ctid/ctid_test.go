@@ -197,6 +197,10 @@ func TestOverridden(t *testing.T) {
 	}{
 		{"a file that comes first wins", map[string]string{"a.yml": "service_discovery: {advertise_address: 10.9.9.9}"}, []string{"a.yml"}},
 		{"so does one that listens on loopback", map[string]string{"00.yml": "rest_api: {http: {listen: 127.0.0.1}}"}, []string{"00.yml"}},
+		{"so does one that keeps it out of Consul", map[string]string{"00-site.yml": "service_discovery: {enabled: false}"}, []string{"00-site.yml"}},
+		{"so does one that listens on another port", map[string]string{"00-site.yml": "rest_api: {http: {port: 9999}}"}, []string{"00-site.yml"}},
+		{"a part of it is enough", map[string]string{"00-site.yml": "service_discovery: {advertise_address: 10.0.0.1, enabled: true}\nrest_api: {http: {listen: 127.0.0.1}}"}, []string{"00-site.yml"}},
+		{"two of them are both named", map[string]string{"00-site.yml": "service_discovery: {advertise_address: auto}", "10-other.yml": "rest_api: {http: {listen: 127.0.0.1}}"}, []string{"00-site.yml", "10-other.yml"}},
 		{"a value in place of a map wins", map[string]string{"00.yml": "rest_api: off"}, []string{"00.yml"}},
 		{"the same value does no harm", map[string]string{"a.yml": "service_discovery: {advertise_address: 10.0.0.1}"}, nil},
 		{"other keys do no harm", map[string]string{"050-xivo-consul-config.yml": "consul: {host: localhost}"}, nil},
