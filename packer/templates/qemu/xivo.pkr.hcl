@@ -3,8 +3,8 @@
 #   packer init xivo.pkr.hcl
 #   packer build -var source_image=xivo.qcow2 -var ssh_password=… xivo.pkr.hcl
 #
-# QEMU takes KVM where that works and emulates elsewhere, some ten times slower:
-# the build says nothing about it, and takes longer.
+# qemu.sh, which belongs beside this file, tries whether KVM works, and emulates
+# where it does not: the build then takes some ten times longer.
 
 packer {
   required_plugins {
@@ -36,10 +36,10 @@ variable "disk_size" {
   description = "For example 20G. By default as the source."
 }
 
-variable "accelerators" {
+variable "accelerator" {
   type        = string
-  default     = "kvm:tcg"
-  description = "What QEMU tries, in this order. If /dev/kvm is there but broken, say tcg."
+  default     = null
+  description = "What QEMU runs on, kvm or tcg (emulation). By default the one that wins a trial: run qemu.sh to see which."
 }
 
 variable "ssh_timeout" {
@@ -109,9 +109,10 @@ source "qemu" "xivo" {
   net_device     = "virtio-net"
   disk_interface = "virtio"
 
-  # The builder would take KVM wherever /dev/kvm opens; QEMU tries it. Kernels
-  # for clouds find their disks on a pc, not on a q35.
-  qemuargs = [["-machine", "type=pc,accel=${var.accelerators}"]]
+  # The builder itself would take KVM wherever /dev/kvm opens. Kernels for clouds
+  # find their disks on a pc, not on a q35.
+  qemu_binary = var.accelerator == null ? "${path.root}/qemu.sh" : "qemu-system-x86_64"
+  qemuargs    = concat([["-machine", "type=pc"]], var.accelerator == null ? [] : [["-accel", var.accelerator]])
 
   ssh_username         = var.ssh_username
   ssh_password         = var.ssh_password

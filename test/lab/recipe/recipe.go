@@ -107,13 +107,18 @@ func (m *Maker) goBuild(ctx context.Context, module, pkg, out string) error {
 	return nil
 }
 
-// Tool returns the path of a third-party program that is pinned as a Go module
-// of its own below test/tools, built from source: "consul" or "packer".
+// tools are the third-party programs that are pinned below test/tools, each as a
+// Go module of its own, and the package that each is built from.
+var tools = map[string]string{
+	"consul":             "github.com/hashicorp/consul",
+	"packer":             "github.com/hashicorp/packer",
+	"packer-1.9.4":       "github.com/hashicorp/packer", // the last one of the old plugin protocol alone
+	"packer-plugin-qemu": "github.com/hashicorp/packer-plugin-qemu",
+}
+
+// Tool returns the path of one of the tools, built from source.
 func (m *Maker) Tool(ctx context.Context, name string) (string, error) {
-	pkg, known := map[string]string{
-		"consul": "github.com/hashicorp/consul",
-		"packer": "github.com/hashicorp/packer",
-	}[name]
+	pkg, known := tools[name]
 	if !known {
 		return "", fmt.Errorf("no tool %q below test/tools", name)
 	}

@@ -1,0 +1,50 @@
+# A XiVO on a disk that boots by itself, as people have one before they bake:
+# it ran before, cloud-init included, and its owner logs in as root with a key.
+
+packer {
+  required_plugins {
+    xivo = {
+      source  = "github.com/xivo-mesh/xivo"
+      version = ">= 0.1.0"
+    }
+  }
+}
+
+variable "source_image" {
+  type = string
+}
+
+variable "output_directory" {
+  type = string
+}
+
+variable "authorized_key" {
+  type = string
+}
+
+source "xivo-nspawn" "disk" {
+  source_image     = var.source_image
+  output_directory = var.output_directory
+  image_name       = "xivo"
+  format           = "qcow2"
+}
+
+build {
+  sources = ["source.xivo-nspawn.disk"]
+
+  provisioner "shell" {
+    inline = [
+      "install -d -m 700 /root/.ssh",
+      "echo '${var.authorized_key}' >/root/.ssh/authorized_keys",
+      # Without a network-config, cloud-init asks DHCP for an address.
+      "install -d /var/lib/cloud/seed/nocloud",
+      "echo 'instance-id: iid-owner' >/var/lib/cloud/seed/nocloud/meta-data",
+      "echo '#cloud-config' >/var/lib/cloud/seed/nocloud/user-data",
+      "cloud-init init --local",
+      "cloud-init init",
+      "cloud-init modules --mode=config",
+      "cloud-init modules --mode=final",
+      "touch /var/lib/dhcp/dhclient.eth0.leases",
+    ]
+  }
+}
