@@ -13,7 +13,7 @@ FIRSTBOOT_LDFLAGS := -s -w -X main.version=$(VERSION)
 LAB = go build -o dist/lab ./test/lab/cmd/lab && exec dist/lab
 
 .DEFAULT_GOAL := help
-.PHONY: help build test test-crash demo shell bench dist lint fmt generate clean
+.PHONY: help build test test-crash test-vm demo shell bench bench-bake dist lint fmt generate clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -29,6 +29,10 @@ test: ## all tests, on real machines too (root; installs what it needs)
 test-crash: ## kill a first boot 200 times and more, at every step, and lose nothing
 	@$(LAB) crash
 
+ACCELERATOR ?=
+test-vm: ## bake in a virtual machine, boot clones, clone a node (ACCELERATOR=tcg: do not try KVM)
+	@XIVO_ACCELERATOR=$(ACCELERATOR) && export XIVO_ACCELERATOR && $(LAB) vm
+
 demo: ## bake an image, clone three machines, watch them join (KEEP=1: and keep them running)
 	@go build -o dist/demo ./test/e2e/demo && exec dist/demo $(if $(KEEP),-keep)
 
@@ -38,6 +42,9 @@ shell: ## a shell in machine NODE=n of a demo that KEEP=1 keeps running
 
 bench: ## the benchmarks
 	go test -run '^$$' -bench . -benchmem ./...
+
+bench-bake: ## time and size of one image, baked under nspawn and in a virtual machine
+	@$(LAB) bench-bake
 
 dist: ## what is released: the plugin with every build of xivo-firstboot
 	$(foreach arch,$(DIST_ARCHES),GOOS=linux GOARCH=$(arch) $(GO_BUILD) -ldflags '$(FIRSTBOOT_LDFLAGS)' -o packer/embedded/linux_$(arch)/xivo-firstboot ./cmd/xivo-firstboot &&) true

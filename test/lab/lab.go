@@ -41,7 +41,8 @@ const (
 // Lab is a set of machines on one image.
 type Lab struct {
 	sandbox *machine.Sandbox
-	disk    string // the folders that every machine's disk begins as, in mount's notation
+	disk    string // the folders that every container's disk begins as, in mount's notation
+	build   func(context.Context, Node) (computer, error)
 
 	mu       sync.Mutex
 	machines map[string]*Machine
@@ -52,18 +53,20 @@ type Lab struct {
 // root itself. Layers are folders that lie over it, each over the one before.
 // All of them are only read. The caller ends the lab with Close.
 func New(ctx context.Context, image string, layers ...string) (_ *Lab, err error) {
-	l := &Lab{disk: imageRoot, machines: map[string]*Machine{}}
-	for _, layer := range layers {
-		l.disk = layer + ":" + l.disk
-	}
-	if l.sandbox, err = machine.NewSandbox(ctx); err != nil {
+	l, err := empty(ctx)
+	if err != nil {
 		return nil, err
 	}
 	defer func() {
 		if err != nil {
-			l.sandbox.Close()
+			l.Close()
 		}
 	}()
+	l.build = l.container
+	l.disk = imageRoot
+	for _, layer := range layers {
+		l.disk = layer + ":" + l.disk
+	}
 
 	info, err := os.Stat(image)
 	if err != nil {
@@ -80,14 +83,26 @@ func New(ctx context.Context, image string, layers ...string) (_ *Lab, err error
 		}
 		mount = []string{"mount", "-o", "ro,noload,loop,offset=" + strconv.FormatInt(offset, 10), image, imageRoot}
 	}
+	if err := l.sandbox.Run(ctx, mount...); err != nil {
+		return nil, fmt.Errorf("lab: %w", err)
+	}
+	return l, nil
+}
+
+// empty makes a lab that has its network, and no machines.
+func empty(ctx context.Context) (*Lab, error) {
+	sandbox, err := machine.NewSandbox(ctx)
+	if err != nil {
+		return nil, err
+	}
+	l := &Lab{sandbox: sandbox, machines: map[string]*Machine{}}
 	for _, argv := range [][]string{
-		mount,
 		{"ip", "link", "add", bridge, "type", "bridge"},
 		{"ip", "address", "add", netip.PrefixFrom(HostAddress, Network.Bits()).String(), "dev", bridge},
 		{"ip", "link", "set", bridge, "up"},
 	} {
-		if err := l.sandbox.Run(ctx, argv...); err != nil {
-			return nil, fmt.Errorf("lab: %w", err)
+		if err := sandbox.Run(ctx, argv...); err != nil {
+			return nil, errors.Join(fmt.Errorf("lab: %w", err), l.Close())
 		}
 	}
 	return l, nil

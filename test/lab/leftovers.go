@@ -98,7 +98,7 @@ func labProcesses() ([]string, error) {
 		}
 		groups, _ := os.ReadFile(dir + "/cgroup")
 		name := strings.TrimSpace(string(comm))
-		if strings.Contains(string(groups), "/xivo-sandbox-") || slices.Contains([]string{"systemd-nspawn", "slirp4netns", "mmdebstrap", "packer", "packer-plugin-xi"}, name) {
+		if strings.Contains(string(groups), "/xivo-sandbox-") || slices.Contains([]string{"systemd-nspawn", "slirp4netns", "mmdebstrap", "packer", "packer-plugin-xi", "packer-plugin-qe", "qemu-system-x86"}, name) {
 			found = append(found, fmt.Sprintf("%s %s", e.Name(), name))
 		}
 	}

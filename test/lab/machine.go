@@ -33,7 +33,22 @@ type Machine struct {
 	Booted  time.Time // when its power was switched on, the last time
 
 	lab *Lab
-	m   *machine.Machine
+	m   computer
+}
+
+// computer is what a machine is made of: a container (machine.Machine) or a
+// virtual machine.
+type computer interface {
+	Start(context.Context) error
+	Poweroff(context.Context) error
+	// WaitRunning waits until systemd has finished booting, and returns the
+	// units that failed.
+	WaitRunning(context.Context) (failed []string, err error)
+	// Command is a command that runs in it, as root; Argv its command line, from
+	// the host.
+	Command(ctx context.Context, argv ...string) *exec.Cmd
+	Argv(argv ...string) ([]string, error)
+	Console() string
 }
 
 // Start makes a machine and switches it on. It returns when its first process
@@ -48,22 +63,36 @@ func (l *Lab) Start(ctx context.Context, n Node) (*Machine, error) {
 		n.InstanceID = "iid-" + n.Name
 	}
 
+	computer, err := l.build(ctx, n)
+	if err != nil {
+		return nil, fmt.Errorf("lab: machine %s: %w", n.Name, err)
+	}
+	m := &Machine{Name: n.Name, Address: n.Address, lab: l, m: computer}
+	if err := m.PowerOn(ctx); err != nil {
+		return nil, err
+	}
+	l.machines[n.Name] = m
+	return m, nil
+}
+
+// container builds a machine whose disk is an overlay over the image.
+func (l *Lab) container(ctx context.Context, n Node) (computer, error) {
 	dir := filepath.Join(top, n.Name)
 	root, upper, work, seed := filepath.Join(dir, "root"), filepath.Join(dir, "upper"), filepath.Join(dir, "work"), filepath.Join(dir, "seed")
 	for _, d := range []string{root, upper, work, seed} {
 		if err := os.MkdirAll(l.sandbox.Path(d), 0o755); err != nil {
-			return nil, fmt.Errorf("lab: machine %s: %w", n.Name, err)
+			return nil, err
 		}
 	}
 	if n.Disk != nil {
 		from := filepath.Join(top, n.Disk.Name, "upper")
 		if err := l.sandbox.Run(ctx, "cp", "-a", from+"/.", upper); err != nil {
-			return nil, fmt.Errorf("lab: copy the disk of %s: %w", n.Disk.Name, err)
+			return nil, fmt.Errorf("copy the disk of %s: %w", n.Disk.Name, err)
 		}
 	}
 	if err := l.sandbox.Run(ctx, "mount", "-t", "overlay", "-o",
 		"lowerdir="+l.disk+",upperdir="+upper+",workdir="+work, "overlay", root); err != nil {
-		return nil, fmt.Errorf("lab: machine %s: %w", n.Name, err)
+		return nil, err
 	}
 	err := cloudinit.Seed(l.sandbox.Path(seed), cloudinit.SeedNode{
 		InstanceID: n.InstanceID,
@@ -73,11 +102,7 @@ func (l *Lab) Start(ctx context.Context, n Node) (*Machine, error) {
 		Gateway:    HostAddress,
 		UserData:   n.UserData,
 	})
-	if err != nil {
-		return nil, err
-	}
-
-	m := &Machine{Name: n.Name, Address: n.Address, lab: l, m: &machine.Machine{
+	return &machine.Machine{
 		Sandbox: l.sandbox,
 		Name:    n.Name,
 		Root:    root,
@@ -86,12 +111,7 @@ func (l *Lab) Start(ctx context.Context, n Node) (*Machine, error) {
 		// An image's /etc/fstab names its disk, of which a machine in a
 		// container has only the files.
 		BootArgs: []string{"systemd.mask=systemd-remount-fs.service"},
-	}}
-	if err := m.PowerOn(ctx); err != nil {
-		return nil, err
-	}
-	l.machines[n.Name] = m
-	return m, nil
+	}, err
 }
 
 // PowerOn boots a machine that is off, from the disk that it left.

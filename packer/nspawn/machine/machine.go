@@ -34,7 +34,7 @@ type Machine struct {
 	// Output, where not nil, gets the console as the machine prints it.
 	Output io.Writer
 
-	console tail
+	console Tail
 	uplink  *exec.Cmd
 	exited  chan struct{} // nil before Start; closed when nspawn is gone and cleaned up after
 	exit    error         // nspawn's, valid after exited is closed
@@ -381,15 +381,16 @@ func children(pid int) []int {
 	return pids
 }
 
-// tail keeps the last part of what is written to it.
-type tail struct {
+// Tail keeps the last part of what is written to it.
+type Tail struct {
 	mu  sync.Mutex
 	buf []byte
 }
 
 const tailSize = 16 << 10
 
-func (t *tail) Write(p []byte) (int, error) {
+// Write implements io.Writer; it never fails.
+func (t *Tail) Write(p []byte) (int, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.buf = append(t.buf, p...)
@@ -399,7 +400,8 @@ func (t *tail) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-func (t *tail) String() string {
+// String returns what is kept.
+func (t *Tail) String() string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return string(t.buf)

@@ -32,9 +32,14 @@ func New(ctx context.Context, image string, layers ...string) (*Mesh, error) {
 	if err != nil {
 		return nil, err
 	}
+	return On(l), nil
+}
+
+// On makes an empty mesh in a lab, which Close ends.
+func On(l *lab.Lab) *Mesh {
 	m := &Mesh{Lab: l, Secret: rand.Text()}
 	m.userData = fmt.Appendf(nil, "#cloud-config\nxivo:\n  version: 1\n  peers: [%s]\n  secret: %s\n", Address(1), m.Secret)
-	return m, nil
+	return m
 }
 
 // Close ends every node at once.

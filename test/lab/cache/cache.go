@@ -94,6 +94,33 @@ func Drop(kind string, key Key) error {
 	return os.RemoveAll(filepath.Join(top, kind, key.String()))
 }
 
+// Scratch returns an empty folder for what is too large for memory, until release
+// removes it. One process has it at a time, others wait; what a killed one left
+// is swept.
+func Scratch(kind string) (dir string, release func() error, err error) {
+	top, err := Dir()
+	if err != nil {
+		return "", nil, err
+	}
+	top = filepath.Join(top, kind)
+	if err := os.MkdirAll(top, 0o755); err != nil {
+		return "", nil, err
+	}
+	unlock, err := lock(filepath.Join(top, ".lock"))
+	if err != nil {
+		return "", nil, err
+	}
+	dir = filepath.Join(top, "scratch")
+	release = func() error {
+		defer unlock()
+		return os.RemoveAll(dir)
+	}
+	if err := errors.Join(os.RemoveAll(dir), os.Mkdir(dir, 0o700)); err != nil {
+		return "", nil, errors.Join(err, release())
+	}
+	return dir, release, nil
+}
+
 func lock(name string) (unlock func(), err error) {
 	f, err := os.OpenFile(name, os.O_CREATE|os.O_RDWR, 0o644)
 	if err != nil {

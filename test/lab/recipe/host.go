@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 )
 
@@ -28,13 +29,23 @@ var hostPackages = []string{
 	"zstd",
 }
 
+// vmPackages are what virtual machines need besides.
+var vmPackages = []string{"qemu-system-x86"}
+
 // Host installs the Debian packages that are missing on this machine. It needs
 // root and starts no service: for apt, this machine has no service manager.
-func (m *Maker) Host(ctx context.Context) error {
+func (m *Maker) Host(ctx context.Context) error { return m.install(ctx, hostPackages) }
+
+// VMHost does what Host does, for a lab of virtual machines.
+func (m *Maker) VMHost(ctx context.Context) error {
+	return m.install(ctx, slices.Concat(hostPackages, vmPackages))
+}
+
+func (m *Maker) install(ctx context.Context, packages []string) error {
 	if os.Geteuid() != 0 {
 		return fmt.Errorf("the lab makes namespaces and mounts file systems: run it as root")
 	}
-	missing := missingPackages(ctx)
+	missing := missingPackages(ctx, packages)
 	if len(missing) == 0 {
 		return nil
 	}
@@ -45,7 +56,7 @@ func (m *Maker) Host(ctx context.Context) error {
 	if err := m.apt(ctx, append([]string{"install", "--no-install-recommends", "--yes"}, missing...)...); err != nil {
 		return fmt.Errorf("install the packages that the lab needs: %w", err)
 	}
-	if missing = missingPackages(ctx); len(missing) > 0 {
+	if missing = missingPackages(ctx, packages); len(missing) > 0 {
 		return fmt.Errorf("apt-get succeeded, and %s still missing", strings.Join(missing, ", "))
 	}
 	return nil
@@ -59,9 +70,9 @@ func (m *Maker) apt(ctx context.Context, args ...string) error {
 		"sh", "-ec", hidden, "apt-get"}, args...)...)
 }
 
-func missingPackages(ctx context.Context) []string {
+func missingPackages(ctx context.Context, packages []string) []string {
 	var missing []string
-	for _, name := range hostPackages {
+	for _, name := range packages {
 		out, err := exec.CommandContext(ctx, "dpkg-query", "--show", "--showformat=${db:Status-Status}", name).Output()
 		if err != nil || string(out) != "installed" {
 			missing = append(missing, name)

@@ -26,6 +26,8 @@ import (
 
 const usage = `usage: lab test       go vet, all tests, some fuzzing, and nothing left behind
        lab crash      first boots that are killed a few hundred times
+       lab vm         the whole way in virtual machines
+       lab bench-bake bake one thing with both builders, and compare
        lab bake       bake the image, when its sources changed, and say where it is
        lab shell N    a shell in machine N of a demo that is kept running
 `
@@ -59,6 +61,10 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		return test(ctx, maker, stdout)
 	case "crash":
 		return crash(ctx, maker, stdout)
+	case "vm":
+		return vm(ctx, maker, stdout)
+	case "bench-bake":
+		return benchBake(ctx, maker, stdout)
 	case "bake":
 		if err := maker.Host(ctx); err != nil {
 			return err
@@ -143,6 +149,28 @@ func crash(ctx context.Context, maker *recipe.Maker, stdout io.Writer) error {
 		return err
 	}
 	return goTool("test", "-timeout=30m", "-count=1", "-v", "-run=^TestCrash$", "./test/e2e", "-kills=200")
+}
+
+// vm runs the test in virtual machines, which takes its time where they are
+// emulated.
+func vm(ctx context.Context, maker *recipe.Maker, stdout io.Writer) error {
+	if err := maker.VMHost(ctx); err != nil {
+		return err
+	}
+	goTool, err := prepare(ctx, maker, stdout)
+	if err != nil {
+		return err
+	}
+	before, err := lab.TakeFootprint(ctx)
+	if err != nil {
+		return err
+	}
+	err = goTool("test", "-timeout=60m", "-count=1", "-v", "./test/e2e/vm", "-virtual")
+	left, leftErr := before.Leftovers(context.WithoutCancel(ctx))
+	if len(left) > 0 {
+		leftErr = fmt.Errorf("the test left behind what was not here before:\n  %s", strings.Join(left, "\n  "))
+	}
+	return errors.Join(err, leftErr)
 }
 
 // prepare makes what tests on machines and on real servers need, and returns

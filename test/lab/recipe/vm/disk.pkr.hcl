@@ -36,10 +36,10 @@ build {
     inline = [
       "install -d -m 700 /root/.ssh",
       "echo '${var.authorized_key}' >/root/.ssh/authorized_keys",
-      # Without a network-config, cloud-init asks DHCP for an address.
       "install -d /var/lib/cloud/seed/nocloud",
       "echo 'instance-id: iid-owner' >/var/lib/cloud/seed/nocloud/meta-data",
       "echo '#cloud-config' >/var/lib/cloud/seed/nocloud/user-data",
+      "echo '{version: 1, config: [{type: physical, name: eth0, subnets: [{type: dhcp}]}]}' >/var/lib/cloud/seed/nocloud/network-config",
       "cloud-init init --local",
       "cloud-init init",
       "cloud-init modules --mode=config",
