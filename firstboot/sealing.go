@@ -272,7 +272,9 @@ func sealBrokerName(ctx context.Context, n *Node) (Resource, error) {
 }
 
 func (n *Node) sealedBroker(ctx context.Context) (*rabbitmq.Client, error) {
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	// A broker stops and starts within seconds, and in minutes where the machine
+	// is emulated.
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Minute)
 	defer cancel()
 	probe, cancelProbe := context.WithTimeout(ctx, 2*time.Second)
 	defer cancelProbe()
