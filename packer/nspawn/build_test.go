@@ -23,7 +23,7 @@ const buildDeadline = 5 * time.Minute
 // TestBuild runs the builder in the real Packer, on a Debian without its
 // servers, to the end and to every other end that there is.
 func TestBuild(t *testing.T) {
-	root, packer := os.Getenv("XIVO_SERVER_ROOT"), os.Getenv("XIVO_PACKER")
+	root, packer, old := os.Getenv("XIVO_SERVER_ROOT"), os.Getenv("XIVO_PACKER"), os.Getenv("XIVO_PACKER_OLD")
 	if os.Getenv("XIVO_LAB") == "" || root == "" || packer == "" || os.Geteuid() != 0 {
 		t.Skip("needs root, XIVO_LAB=1, XIVO_SERVER_ROOT and XIVO_PACKER")
 	}
@@ -52,6 +52,24 @@ func TestBuild(t *testing.T) {
 		os.RemoveAll(p.output)
 		os.RemoveAll(filepath.Join(p.dir, "apt-cache"))
 		os.Remove(raw)
+		p.nothingLeft(t)
+	})
+
+	t.Run("a build under Packer 1.9.4", func(t *testing.T) {
+		t.Parallel()
+		if old == "" {
+			t.Skip("needs XIVO_PACKER_OLD")
+		}
+		other := *b
+		other.packer = old
+		p := other.build(t, buildOptions{provision: "true"})
+		if err := p.wait(); err != nil {
+			t.Fatalf("%v\n%s", err, &p.shown)
+		}
+		if _, err := os.Stat(filepath.Join(p.output, "test.qcow2")); err != nil {
+			t.Error(err)
+		}
+		os.RemoveAll(p.output)
 		p.nothingLeft(t)
 	})
 

@@ -31,7 +31,7 @@ kvm=$!
 (guest tcg) || true
 kill "$kvm" 2>/dev/null || true
 status=0
-wait "$kvm" || status=$?
+wait "$kvm" 2>/dev/null || status=$?
 rm -f "$sector"
 
 accel=tcg

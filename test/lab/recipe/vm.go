@@ -121,7 +121,8 @@ func (m *Maker) Accelerator(ctx context.Context) (string, error) {
 // xivo-seed, and returns the command line that it shows for QEMU: that creates
 // the node's disk over the image, unless it is there, and boots it.
 func (m *Maker) Seed(ctx context.Context, dir, image, bridge string, n lab.Node) (commandLine string, err error) {
-	home, err := os.MkdirTemp(dir, ".packer-")
+	// Short: the plugin's socket is in it, and its path has room for 107 bytes.
+	home, err := os.MkdirTemp("", "xivo-")
 	if err != nil {
 		return "", err
 	}

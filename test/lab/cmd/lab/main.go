@@ -191,7 +191,11 @@ func prepare(ctx context.Context, maker *recipe.Maker, stdout io.Writer) (goTool
 	if err != nil {
 		return nil, err
 	}
-	env := append(os.Environ(), "XIVO_LAB=1", "XIVO_SERVER_ROOT="+filepath.Join(base, "root"), "XIVO_CONSUL="+consul, "XIVO_PACKER="+packer)
+	old, err := maker.Tool(ctx, "packer-1.9.4")
+	if err != nil {
+		return nil, err
+	}
+	env := append(os.Environ(), "XIVO_PACKER_OLD="+old, "XIVO_LAB=1", "XIVO_SERVER_ROOT="+filepath.Join(base, "root"), "XIVO_CONSUL="+consul, "XIVO_PACKER="+packer)
 	return func(args ...string) error {
 		cmd := exec.CommandContext(ctx, "go", args...)
 		cmd.Dir, cmd.Env = maker.Repo, env
