@@ -14,7 +14,8 @@ import (
 )
 
 // TestPackers runs every component in the oldest Packer and the newest that the
-// plugin is for, installed in the ways that there are.
+// plugin is for, installed in the ways that there are. What a machine is needed
+// for is only validated here; each Packer bakes one in packer/nspawn.
 func TestPackers(t *testing.T) {
 	old, current := os.Getenv("XIVO_PACKER_OLD"), os.Getenv("XIVO_PACKER")
 	if old == "" || current == "" {
@@ -24,10 +25,7 @@ func TestPackers(t *testing.T) {
 	if out, err := exec.Command("go", "build", "-o", plugin, ".").CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	template, err := filepath.Abs("testdata/all.pkr.hcl")
-	if err != nil {
-		t.Fatal(err)
-	}
+	const template, copied = "testdata/all.pkr.hcl", "../../packer/templates/nspawn/xivo.pkr.hcl"
 
 	for _, tc := range []struct {
 		name, packer, version string
@@ -53,6 +51,7 @@ func TestPackers(t *testing.T) {
 			// No plugin is fetched: there is nothing to fetch it from.
 			p.run(t, "init", template)
 			p.run(t, "validate", "-var", "source_image="+plugin, template)
+			p.run(t, "validate", "-var", "source_image="+plugin, "-var", "firstboot_binary="+plugin, copied)
 			if out := p.run(t, "inspect", "-var", "source_image="+plugin, template); !strings.Contains(out, "xivo-nspawn") {
 				t.Errorf("inspect does not show the builder: %s", out)
 			}

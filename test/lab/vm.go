@@ -22,9 +22,9 @@ type Hypervisor struct {
 	Accelerator string
 	// Key is the file of an SSH key, KeyPublic what says who may log in with it.
 	Key, KeyPublic string
-	// Seed writes a machine's seed into a folder. It returns what a shell runs
-	// to boot a clone of the image with it: the command lines of xivo-seed, for
-	// a machine on that bridge.
+	// Seed writes a machine's seed into a folder, and returns what a shell runs to
+	// boot a clone of the image with it on that bridge, in the foreground. The
+	// clone's disk is in that folder, too, named like the machine.
 	Seed func(ctx context.Context, dir, image, bridge string, n Node) (commandLine string, err error)
 }
 
@@ -79,13 +79,13 @@ func (l *Lab) virtual(ctx context.Context, h Hypervisor, n Node) (computer, erro
 			return nil, fmt.Errorf("copy the disk of %s: %w", n.Disk.Name, err)
 		}
 	}
-	n.UserData = fmt.Appendf(n.UserData, "disable_root: false\nssh_authorized_keys: [%q]\n", h.KeyPublic)
+	n.UserData = fmt.Appendf(slices.Clone(n.UserData), "disable_root: false\nssh_authorized_keys: [%q]\n", h.KeyPublic)
 	commandLine, err := h.Seed(ctx, dir, image, bridge, n)
 	if err != nil {
 		return nil, err
 	}
-	// The accelerator that was found to work, and no more of the host than a lab
-	// of three machines needs.
+	// What is shown to a user is run as it is, but with the accelerator that was
+	// found to work, and with no more of the host than three machines may have.
 	const printed = " -accel kvm -accel tcg "
 	if !strings.Contains(commandLine, printed) {
 		return nil, fmt.Errorf("the command line has no %q: %s", printed, commandLine)
@@ -101,7 +101,7 @@ func (l *Lab) virtual(ctx context.Context, h Hypervisor, n Node) (computer, erro
 		commandLine: commandLine,
 		disk:        filepath.Join(dir, n.Name+".qcow2"),
 		// One connection for all commands: to make one costs the guest a second.
-		ssh: []string{"ssh", "-i", h.Key, "-l", "root", "-o", "BatchMode=yes", "-o", "LogLevel=ERROR",
+		ssh: []string{"ssh", "-F", "none", "-i", h.Key, "-l", "root", "-o", "BatchMode=yes", "-o", "LogLevel=ERROR",
 			"-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null",
 			"-o", "ConnectTimeout=10", "-o", "ServerAliveInterval=15",
 			"-o", "ControlMaster=auto", "-o", "ControlPersist=yes", "-o", "ControlPath=" + top + "/ssh-" + n.Name,

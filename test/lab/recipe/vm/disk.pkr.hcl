@@ -44,7 +44,9 @@ build {
       "cloud-init init",
       "cloud-init modules --mode=config",
       "cloud-init modules --mode=final",
+      # What a container does not keep and a machine does.
       "touch /var/lib/dhcp/dhclient.eth0.leases",
+      "head -c 512 /dev/urandom >/var/lib/systemd/random-seed",
     ]
   }
 }
