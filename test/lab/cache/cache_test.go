@@ -73,3 +73,32 @@ func TestKeysTellTextsApart(t *testing.T) {
 		t.Error("two different lists of texts have one key")
 	}
 }
+
+func TestScratchIsEmptyAndGoes(t *testing.T) {
+	t.Setenv("XDG_CACHE_HOME", t.TempDir())
+	dir, _, err := Scratch("kind")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "of a killed process"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	// The kernel drops a lock with its process; here it is in the way.
+	if err := os.Remove(filepath.Join(filepath.Dir(dir), ".lock")); err != nil {
+		t.Fatal(err)
+	}
+
+	dir, release, err := Scratch("kind")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if left, _ := os.ReadDir(dir); len(left) != 0 {
+		t.Errorf("it has %v", left)
+	}
+	if err := release(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(dir); err == nil {
+		t.Error("it is still there after its release")
+	}
+}
