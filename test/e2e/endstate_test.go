@@ -9,6 +9,7 @@ import (
 	"maps"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -86,12 +87,7 @@ func readEndState(t *testing.T, m *lab.Machine) endState {
 	normal := strings.NewReplacer(own...)
 
 	s := endState{}
-	for line := range strings.Lines(run(`PGPASSWORD=proformatique pg_dump --host=localhost --username=asterisk --data-only --column-inserts asterisk`)) {
-		line = normal.Replace(strings.TrimSpace(line))
-		if strings.HasPrefix(line, "INSERT ") || strings.HasPrefix(line, "SELECT pg_catalog.setval") {
-			s["database "+line] = "there"
-		}
-	}
+	s.addRows(normal.Replace(run(`PGPASSWORD=proformatique pg_dump --host=localhost --username=asterisk --data-only --column-inserts asterisk`)))
 	s.addFiles(t, run(`cd /; tar --create --exclude=var/lib/consul/{raft,serf,services,checks,tmp} \
 		etc usr/share/xivo-certs usr/local var/lib/xivo-firstboot var/lib/xivo-auth-keys var/lib/consul var/lib/rabbitmq/.erlang.cookie`), normal)
 	s.addBroker(t, run(`curl -sf -u guest:guest http://127.0.0.1:15672/api/definitions`), normal)
@@ -104,6 +100,44 @@ func readEndState(t *testing.T, m *lab.Machine) endState {
 	s["firewall"] = normal.Replace(run(`iptables-save | grep ^-`))
 	maps.Copy(s, readKV(t, m))
 	return s
+}
+
+var (
+	insert   = regexp.MustCompile(`(?m)^INSERT INTO public\.(\w+) \((\w+), [^)]*\) VALUES \((\d+), .*$`)
+	sequence = regexp.MustCompile(`(?m)^SELECT pg_catalog\.setval\('public\.(\w+)_id_seq', (\d+), true\);$`)
+)
+
+// addRows takes a dump. A transaction that was cut off leaves a gap in the ids:
+// they are counted anew, in their order.
+func (s endState) addRows(dump string) {
+	ids := map[string][]int{}
+	for _, row := range insert.FindAllStringSubmatch(dump, -1) {
+		if id, err := strconv.Atoi(row[3]); err == nil && row[2] == "id" {
+			ids[row[1]] = append(ids[row[1]], id)
+		}
+	}
+	for _, all := range ids {
+		slices.Sort(all)
+	}
+	for line := range strings.Lines(dump) {
+		line = strings.TrimSpace(line)
+		if row := insert.FindStringSubmatchIndex(line); row != nil {
+			table, from, to := line[row[2]:row[3]], row[6], row[7]
+			if table == "ctidirectoryfields" {
+				table = "ctidirectories" // whose id dir_id is
+			}
+			id, _ := strconv.Atoi(line[from:to])
+			if i, known := slices.BinarySearch(ids[table], id); known {
+				line = fmt.Sprintf("%s<%d>%s", line[:from], i+1, line[to:])
+			}
+		}
+		if seq := sequence.FindStringSubmatch(line); seq != nil {
+			last, _ := strconv.Atoi(seq[2])
+			s["sequence of "+seq[1]] = fmt.Sprint("gives ids that are free: ", len(ids[seq[1]]) == 0 || last >= slices.Max(ids[seq[1]]))
+		} else if strings.HasPrefix(line, "INSERT ") {
+			s["row "+line] = "there"
+		}
+	}
 }
 
 // addFiles takes a tar: type, mode, owner and content of everything in it.
