@@ -36,7 +36,7 @@ interface() {
 const hosts = `127.0.0.1 localhost
 127.0.1.1 xivo-b.example.com xivo-b
 10.9.0.1 xivo-b-outside
-127.0.1.1 xivo-both
+10.8.0.9 xivo-both
 10.9.0.1 xivo-both
 10.9.0.2 xivo-a.example.com xivo-a
 10.8.0.2 xivo-c
@@ -139,7 +139,7 @@ func TestPeersThatAreNotThisNode(t *testing.T) {
 				{name: "only this node, by a name that is 127.0.1.1", peers: []string{"xivo-b"}},
 				{name: "only this node, by its long name", peers: []string{"xivo-b.example.com"}},
 				{name: "only this node, by a name of its address", peers: []string{"xivo-b-outside"}},
-				{name: "only this node, by a name of both", peers: []string{"xivo-both"}},
+				{name: "only this node, by a name of others too", peers: []string{"xivo-both"}},
 				{name: "one peer by name and by address", peers: []string{"xivo-a", "10.9.0.2", "xivo-a.example.com"}, want: []string{"10.9.0.2"}},
 				{name: "one document for all nodes", peers: []string{"xivo-a", "xivo-b", "xivo-c"}, want: []string{"10.9.0.2", "10.8.0.2"}},
 				{name: "a name that nobody knows hides no other", peers: []string{"nobody.invalid", "xivo-a"}, want: []string{"10.9.0.2"}, says: "peer nobody.invalid"},

@@ -14,6 +14,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/xivo-mesh/packer-plugin-xivo/cloudinit"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/consul"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/directory"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/identity"
@@ -165,5 +166,42 @@ func TestAFileOfSomebodyElseThatWinsIsNoSuccess(t *testing.T) {
 	}
 	if said := n.conclude(Status{}, []error{err}).Errors; len(said) != 1 || !strings.Contains(said[0], "00-site.yml") {
 		t.Errorf("the status says %q", said)
+	}
+}
+
+// A first boot that cannot begin well does not begin.
+func TestNothingIsHalfDone(t *testing.T) {
+	dsn := server.Postgres(t, schema.SQL("16.03"))
+	reachable := cloudinit.Advertise{}
+	for _, c := range []struct {
+		name, identity, infos string
+		advertise             cloudinit.Advertise
+		says                  string
+	}{
+		{"an own address on no interface", cloudinit.IdentityRegenerate, "", cloudinit.Advertise{Address: "203.0.113.9"}, "203.0.113.9 is not an address of this machine"},
+		{"an interface that is not there", cloudinit.IdentityRegenerate, "", cloudinit.Advertise{Interface: "nosuch0"}, "interface nosuch0 has no IPv4 address"},
+		{"no UUID to keep", cloudinit.IdentityKeep, "DELETE FROM infos", reachable, "table infos has 0 rows"},
+		{"two UUIDs to keep", cloudinit.IdentityKeep, "INSERT INTO infos VALUES ('" + oldUUID + "'), ('" + peerUUID + "')", reachable, "table infos has 2 rows"},
+		{"a UUID that is none", cloudinit.IdentityKeep, "DELETE FROM infos; INSERT INTO infos VALUES ('xivo')", reachable, `infos.uuid is "xivo"`},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			n := aNode(t, "16.03", open(t, dsn))
+			n.Journal, n.Config.Identity, n.Config.Advertise = nil, c.identity, c.advertise
+			for sql := range strings.SplitSeq(c.infos, ";") {
+				if _, err := n.db.Exec(t.Context(), sql); err != nil {
+					t.Fatal(err)
+				}
+			}
+			_, _, err := n.Begin(t.Context(), false)
+			if err == nil || !strings.Contains(err.Error(), c.says) {
+				t.Fatalf("error %v, want %q", err, c.says)
+			}
+			if left, err := os.ReadDir(n.Platform.Path(platform.StateDir)); err != nil || len(left) > 0 {
+				t.Errorf("left %v, %v", left, err)
+			}
+			if got := contents(t, n, profileFile); !strings.Contains(got, oldUUID) {
+				t.Errorf("the UUID of the daemons is %s", got)
+			}
+		})
 	}
 }

@@ -240,19 +240,6 @@ func TestTwoBrokersFederate(t *testing.T) {
 		}
 	})
 
-	t.Run("somebody's stronger policy is told, not removed", func(t *testing.T) {
-		body := `{"pattern":"xivo","apply-to":"exchanges","priority":9,"definition":{"alternate-exchange":"amq.fanout"}}`
-		put(t, a.api+"/api/policies/%2F/hand-made", body)
-		defer put(t, a.api+"/api/policies/%2F/hand-made", strings.Replace(body, "9", "0", 1))
-		diff, err := ca.Policy().Diff(t.Context())
-		if err != nil || len(diff) != 1 || !strings.Contains(diff[0], "hand-made") {
-			t.Fatalf("diff %q, %v", diff, err)
-		}
-		if err := ca.Policy().Apply(t.Context()); err == nil || !strings.Contains(err.Error(), "hand-made") {
-			t.Fatalf("applied: %v", err)
-		}
-	})
-
 	t.Run("an upstream goes alone", func(t *testing.T) {
 		become(t, ca.Upstream(upstreamTo("xivomeshother", b)))
 		become(t, ca.NoUpstream("xivomeshother"))
