@@ -72,6 +72,9 @@ func (c *cli) printStatus(s firstboot.Status, asJSON bool) error {
 	w := tabwriter.NewWriter(c.out, 0, 0, 2, ' ', 0)
 	for _, p := range s.Peers {
 		answer := "no answer"
+		if p.Suspended {
+			answer = "no answer for long: taken out of the searches"
+		}
 		if p.Answered {
 			answer = fmt.Sprintf("answers in %d ms", p.Milliseconds)
 		}

@@ -115,6 +115,10 @@ func explained(err error) error {
 	case errors.Is(err, context.DeadlineExceeded):
 		return fmt.Errorf("no answer: %w; is that machine up, and port 8302 open?", context.DeadlineExceeded)
 	}
+	if _, reason, ok := strings.Cut(said, "Failed to join "); ok {
+		reason, _, _ = strings.Cut(reason, "\n")
+		err = errors.New(strings.TrimRight(reason, ") "))
+	}
 	return fmt.Errorf("%w; is Consul up there, and port 8302 open?", err)
 }
 
