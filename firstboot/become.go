@@ -38,16 +38,42 @@ const consulReset = "become.consul-state"
 // Begin takes the decision on the identity and writes it to the journal. It
 // says what was decided, and why. Nothing but the journal is changed.
 func (n *Node) Begin(ctx context.Context, confirmed bool) (Action, string, error) {
+	action, why, err := n.prepare(ctx, confirmed)
+	if err != nil {
+		return action, why, err
+	}
+	switch action {
+	case Resume:
+		// Consul may have run since the become was cut off, and begun anew as
+		// the original; the KV is in the export.
+		return action, why, n.Journal.redo(consulReset)
+	case Become, Adopt:
+		if err := os.MkdirAll(n.Platform.Path(platform.StateDir), 0o700); err != nil {
+			return action, why, err
+		}
+		if err := n.dropMeshState(); err != nil {
+			return action, why, err
+		}
+		// Before the journal: whoever resumes from it needs the document.
+		if err := n.keepDocument(); err != nil {
+			return action, why, err
+		}
+		return action, why, n.Journal.save()
+	}
+	return action, why, nil
+}
+
+// prepare takes the decision on the identity, which is in the journal of this
+// process then. Nothing is written.
+func (n *Node) prepare(ctx context.Context, confirmed bool) (Action, string, error) {
 	action, why := n.Decide(confirmed)
 	switch action {
-	case Become, Adopt:
 	case Resume:
 		if n.Config == nil {
 			return action, why, fmt.Errorf("the document that this node began with cannot be read: %w", n.DocumentErr)
 		}
-		// Consul may have run since the become was cut off, and begun anew as
-		// the original; the KV is in the export.
-		return action, why, n.Journal.redo(consulReset)
+		return action, why, nil
+	case Become, Adopt:
 	default:
 		return action, why, nil
 	}
@@ -71,18 +97,8 @@ func (n *Node) Begin(ctx context.Context, confirmed bool) (Action, string, error
 	if err != nil {
 		return action, why, err
 	}
-	if err := os.MkdirAll(n.Platform.Path(platform.StateDir), 0o700); err != nil {
-		return action, why, err
-	}
-	if err := n.dropMeshState(); err != nil {
-		return action, why, err
-	}
-	// Before the journal: whoever resumes from it needs the document.
-	if err := n.keepDocument(); err != nil {
-		return action, why, err
-	}
 	n.Journal = newJournal(n.Platform.Path(journalFile), n.Instance, id)
-	return action, why, n.Journal.save()
+	return action, why, nil
 }
 
 // Same says that this machine is the one that became, whatever cloud-init or the
@@ -176,21 +192,25 @@ func sshHostKeys(_ context.Context, n *Node) (Resource, error) {
 // kvExported makes sure that the KV was exported before anything removes it: by
 // the seal, or by `run` while Consul was up, or here from the files at rest.
 func kvExported(_ context.Context, n *Node) (Resource, error) {
-	file := n.Platform.Path(exportFile)
+	return exported(n, func(ctx context.Context) error {
+		ctx, cancel := context.WithTimeout(ctx, time.Minute)
+		defer cancel()
+		return consul.ExportAtRest(ctx, n.Platform, n.Platform.Path(exportFile))
+	}), nil
+}
+
+// exported is the export's presence; export makes one.
+func exported(n *Node, export func(context.Context) error) Resource {
 	return resource{
 		diff: func(context.Context) ([]string, error) {
-			_, err := os.Stat(file)
+			_, err := os.Stat(n.Platform.Path(exportFile))
 			if errors.Is(err, fs.ErrNotExist) {
 				return []string{"Consul's KV was not exported yet"}, nil
 			}
 			return nil, err
 		},
-		apply: func(ctx context.Context) error {
-			ctx, cancel := context.WithTimeout(ctx, time.Minute)
-			defer cancel()
-			return consul.ExportAtRest(ctx, n.Platform, file)
-		},
-	}, nil
+		apply: export,
+	}
 }
 
 // withDB opens a step's resource on XiVO's database.
@@ -272,10 +292,16 @@ func brokerManagement(_ context.Context, n *Node) (Resource, error) {
 }
 
 func consulEmptied(_ context.Context, n *Node) (Resource, error) {
-	if _, err := os.Stat(n.Platform.Path(exportFile)); err != nil {
-		return nil, fmt.Errorf("the KV's export is missing, so Consul's state stays: %w", err)
-	}
-	return consul.Emptied(n.Platform), nil
+	emptied := consul.Emptied(n.Platform)
+	return resource{
+		diff: emptied.Diff,
+		apply: func(ctx context.Context) error {
+			if _, err := os.Stat(n.Platform.Path(exportFile)); err != nil {
+				return fmt.Errorf("the KV's export is missing, so Consul's state stays: %w", err)
+			}
+			return emptied.Apply(ctx)
+		},
+	}, nil
 }
 
 func consulConfig(ctx context.Context, n *Node) (Resource, error) {

@@ -60,7 +60,11 @@ func TestConsulKeepsItsStateUntilTheKVIsExported(t *testing.T) {
 				t.Error("the next run would go on without an export")
 			}
 			// Nor does the step itself do it, should the order ever change.
-			if _, err := consulEmptied(t.Context(), n); err == nil {
+			emptied, err := consulEmptied(t.Context(), n)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := emptied.Apply(t.Context()); err == nil {
 				t.Error("consul-state would empty it")
 			}
 		})

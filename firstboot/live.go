@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/platform"
@@ -84,7 +85,12 @@ func (n *Node) exportLive(ctx context.Context) error {
 		return err
 	}
 	defer n.reset() // token and address are about to change
-	return n.exportKV(ctx)
+	// Become's own step, while there is a Consul to ask.
+	i := slices.IndexFunc(BecomePhase.Steps, func(s Step) bool { return s.Name == kvExport })
+	step := BecomePhase.Steps[i]
+	step.Open = func(context.Context, *Node) (Resource, error) { return exported(n, n.exportKV), nil }
+	_, err := n.runStep(ctx, BecomePhase.Name, step, i+1, len(BecomePhase.Steps))
+	return err
 }
 
 // exportKV exports the KV of the Consul that runs.

@@ -3,15 +3,17 @@ package firstboot
 // The phases, in the order in which they happen. `run`, `plan`, `--help` and the
 // documentation read these lists; there is no second one.
 
+// kvExport is the step that `run` takes before it stops Consul.
+const kvExport = "kv-export"
+
 // BecomePhase is the first one.
 var BecomePhase = Phase{
 	Name: "become",
 	Text: "take on an identity, before Consul and RabbitMQ start",
 	Once: true,
 	Steps: []Step{
-		{"document", "the accepted document is kept, for boots without their seed", keptDocument},
 		{"ssh-host-keys", "this machine has SSH host keys of its own", sshHostKeys},
-		{"kv-export", "Consul's KV is exported before its state goes", kvExported},
+		{kvExport, "Consul's KV is exported before its state goes", kvExported},
 		{"hostname", "the host name is the same in files and database", hostname},
 		{"uuid-database", "the XiVO UUID in the database", uuidInDatabase},
 		{"uuid-files", "the XiVO UUID in the files that daemons start from", uuidInFiles},
@@ -73,6 +75,16 @@ var ConvergePhase = Phase{
 
 // Phases returns the phases of a node's life after the bake, in order.
 func Phases() []Phase { return []Phase{BecomePhase, SettlePhase, ConvergePhase} }
+
+// follows names the steps whose change is decided by another's: what they find
+// cannot be told before that one is done.
+var follows = map[string]string{
+	"become.service-keys":     "become.old-keys",
+	"become.certificate":      "become.old-keys",
+	"settle.rabbitmq-account": "settle.rabbitmq-clean",
+	"settle.rabbitmq-policy":  "settle.rabbitmq-clean",
+	"converge.dird":           "converge.directories",
+}
 
 // Settled says whether this instance became and settled.
 func (n *Node) Settled() bool {

@@ -2,6 +2,8 @@ package firstboot
 
 import (
 	"context"
+	"slices"
+	"strings"
 	"time"
 )
 
@@ -70,7 +72,8 @@ func (n *Node) runStep(ctx context.Context, phase string, s Step, i, of int) ([]
 	return diff, err
 }
 
-// Plan returns what Run would do, from the same steps, and changes nothing.
+// Plan returns what Run would do, from the same steps, and changes nothing. A
+// step that another one decides says so instead.
 func (n *Node) Plan(ctx context.Context, p Phase) ([]Change, error) {
 	if p.Once && n.Journal.Finished(p) {
 		return nil, nil
@@ -86,17 +89,57 @@ func (n *Node) Plan(ctx context.Context, p Phase) ([]Change, error) {
 		if p.Once && n.Journal.Done(id) {
 			continue
 		}
+		first := follows[id]
+		if slices.ContainsFunc(changes, func(c Change) bool { return c.Step == first }) {
+			changes = append(changes, Change{Step: id, Diff: []string{"follows from " + first}})
+			continue
+		}
 		r, err := s.Open(ctx, n)
 		if err != nil {
-			return changes, err
+			return changes, wrap(id, err)
 		}
 		diff, err := r.Diff(ctx)
 		if err != nil {
-			return changes, err
+			return changes, wrap(id, err)
 		}
 		if len(diff) > 0 {
 			changes = append(changes, Change{Step: id, Diff: diff})
 		}
 	}
 	return changes, nil
+}
+
+// PlanNext plans the phase that comes next: the others find what it leaves. On a
+// server that `run` would make a node, that is become, with an identity that the
+// run decides anew. Nil phase: a person has to say first; the string is why.
+func (n *Node) PlanNext(ctx context.Context) (*Phase, []Change, string, error) {
+	action, why, err := n.prepare(ctx, false)
+	if err != nil {
+		return nil, nil, why, err
+	}
+	switch action {
+	case LeaveAlone, Hold:
+		return nil, nil, why, nil
+	}
+	for _, p := range Phases() {
+		if p.Once && n.Journal.Finished(p) {
+			continue
+		}
+		if !p.Once {
+			if why := n.Waits(ctx); why != "" {
+				return nil, nil, why, nil
+			}
+		}
+		changes, err := n.Plan(ctx, p)
+		if action == Become {
+			unknown := strings.NewReplacer(n.Identity().UUID.String(), "a new UUID", n.Identity().Name, "a new name")
+			for _, c := range changes {
+				for i := range c.Diff {
+					c.Diff[i] = unknown.Replace(c.Diff[i])
+				}
+			}
+		}
+		return &p, changes, why, err
+	}
+	return nil, nil, why, nil
 }

@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"maps"
 	"os"
-	"path/filepath"
 	"slices"
 	"time"
 
@@ -72,7 +71,7 @@ func SealOperations() []SealOperation {
 		{Step{"apt-cache", "the apt cache is gone", gone("/var/cache/apt/archives/*.deb", "/var/cache/apt/*.bin", "/var/lib/apt/lists/*_*")}, "apt-get update"},
 		{Step{"logs", "logs are empty", sealLogs}, "the daemons write on"},
 		{Step{"cloud-init", "cloud-init's state is gone", gone("/var/lib/cloud/*", "/var/log/cloud-init*.log", "/etc/network/interfaces.d/50-cloud-init*")}, "cloud-init runs as on a new machine"},
-		{Step{"our-state", "journal, document and state of a node are gone", gone(journalFile, documentFile, membersFile, membershipFile, statusFile, marksFile, "/etc/xivo-firstboot/config.yml")}, ours("become.document")},
+		{Step{"our-state", "journal, document and state of a node are gone", gone(journalFile, documentFile, membersFile, membershipFile, statusFile, marksFile, "/etc/xivo-firstboot/config.yml")}, ours("converge.document")},
 		{Step{"units", "xivo-firstboot and its units are installed", installed}, "they run at the first boot"},
 	}
 }
@@ -230,21 +229,13 @@ func (n *Node) sum(path string) (string, error) {
 }
 
 // sealExport: an image that was sealed before has the export, and no Consul.
-func sealExport(ctx context.Context, n *Node) (Resource, error) {
-	r, err := kvExported(ctx, n)
-	if err != nil {
-		return nil, err
-	}
-	file := n.Platform.Path(exportFile)
-	return resource{
-		diff: r.Diff,
-		apply: func(ctx context.Context) error {
-			if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
-				return err
-			}
-			return n.exportKV(ctx)
-		},
-	}, nil
+func sealExport(_ context.Context, n *Node) (Resource, error) {
+	return exported(n, func(ctx context.Context) error {
+		if err := os.MkdirAll(n.Platform.Path(platform.StateDir), 0o700); err != nil {
+			return err
+		}
+		return n.exportKV(ctx)
+	}), nil
 }
 
 var (

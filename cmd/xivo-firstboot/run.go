@@ -18,7 +18,7 @@ import (
 )
 
 func (c *cli) runCommand() *cobra.Command {
-	var inUnit, confirm bool
+	var guarded, confirm bool
 	cmd := &cobra.Command{
 		Use:   "run",
 		Short: "Make this running server a node of the mesh now, all phases in a row",
@@ -27,7 +27,7 @@ func (c *cli) runCommand() *cobra.Command {
 			"The document must say `identity: keep` (this server stays who it is) or `identity: regenerate` (it is a copy).",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if inUnit {
+			if guarded {
 				c.log = slog.New(&lineHandler{w: c.err}) // a person reads along
 			}
 			n, err := c.open()
@@ -46,25 +46,25 @@ func (c *cli) runCommand() *cobra.Command {
 			}
 			// A copy's journal has settled too, as the original.
 			interrupts := action != firstboot.Unchanged || !n.Settled()
-			if n.Platform.HasSystemd() && !inUnit && interrupts {
-				return c.runInUnit(cmd.Context(), n, confirm)
+			if interrupts && !guarded {
+				return c.runGuarded(cmd.Context(), n, confirm)
 			}
 			return c.runHere(cmd.Context(), n, confirm)
 		},
 	}
 	cmd.Flags().BoolVar(&confirm, "confirm", false, "this machine is a copy, although only one of two signs says so")
-	cmd.Flags().BoolVar(&inUnit, "in-unit", false, "")
-	cmd.Flags().MarkHidden("in-unit")
+	cmd.Flags().BoolVar(&guarded, "guarded", false, "")
+	cmd.Flags().MarkHidden("guarded")
 	return cmd
 }
 
-// runUnit is the transient unit of a run.
+// runUnit is the unit of a run.
 const runUnit = "xivo-firstboot-run.service"
 
-// runInUnit hands the work to a unit that no lost terminal ends, and that
+// runGuarded hands the work to somebody whom no lost terminal ends, and who
 // starts XiVO after it even if it was killed: `xivo-service stop` leaves SIP
 // closed until the next start.
-func (c *cli) runInUnit(ctx context.Context, n *firstboot.Node, confirm bool) error {
+func (c *cli) runGuarded(ctx context.Context, n *firstboot.Node, confirm bool) error {
 	program, err := os.Executable()
 	if err != nil {
 		return err
@@ -73,17 +73,20 @@ func (c *cli) runInUnit(ctx context.Context, n *firstboot.Node, confirm bool) er
 	if err != nil {
 		return err
 	}
-	err = platform.Transient{
+	err = n.Platform.RunGuarded(ctx, platform.Guarded{
 		Unit:  runUnit,
-		Argv:  []string{program, "run", "--in-unit", fmt.Sprintf("--confirm=%t", confirm)},
+		Argv:  []string{program, "run", "--guarded", fmt.Sprintf("--confirm=%t", confirm)},
 		After: []string{service, "start", "all"}, // the brokers too
-	}.Run(ctx, c.out)
+	}, c.out)
 	if ctx.Err() != nil {
 		return exitError{exitWaiting, fmt.Errorf("the run goes on as %s; see `journalctl -u %s`", runUnit, runUnit)}
 	}
-	var exit *exec.ExitError
+	if errors.Is(err, platform.ErrGuarded) {
+		return exitError{exitWaiting, fmt.Errorf("a run is %w", err)}
+	}
+	var exit *platform.ExitError
 	if errors.As(err, &exit) {
-		return exitError{exit.ExitCode(), fmt.Errorf("the run did not end well: see above, or `journalctl -u %s`", runUnit)}
+		return exitError{exit.Code, errors.New("the run did not end well: see above")}
 	}
 	return err
 }
@@ -114,8 +117,10 @@ func (c *cli) runHere(ctx context.Context, n *firstboot.Node, confirm bool) erro
 func (c *cli) planCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "plan",
-		Short: "Print every difference that the next pass would remove; change nothing",
-		Args:  cobra.NoArgs,
+		Short: "Print every difference that the next phase would remove; change nothing",
+		Long: "The phases come one after the other, and each finds what the one before left, so the next one is planned:\n" +
+			"become on a server that `run` would make a node, settle after that, and converge on a node.",
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx, cancel := context.WithTimeout(cmd.Context(), 2*time.Minute)
 			defer cancel()
@@ -124,23 +129,20 @@ func (c *cli) planCommand() *cobra.Command {
 				return err
 			}
 			defer n.Close()
-			if n.Journal == nil || n.Config == nil {
-				return exitError{exitWaiting, errors.New(n.Waits(ctx))}
-			}
-			total := 0
-			for _, p := range firstboot.Phases() {
-				changes, err := n.Plan(ctx, p)
-				for _, change := range changes {
-					for _, line := range change.Diff {
-						fmt.Fprintf(c.out, "%s: %s\n", change.Step, line)
-						total++
-					}
-				}
-				if err != nil {
-					return err
+			phase, changes, why, err := n.PlanNext(ctx)
+			for _, change := range changes {
+				for _, line := range change.Diff {
+					fmt.Fprintf(c.out, "%s: %s\n", change.Step, line)
 				}
 			}
-			if total == 0 {
+			switch {
+			case err != nil:
+				return asExit(err)
+			case phase == nil:
+				return exitError{exitWaiting, errors.New(why)}
+			case phase.Once:
+				c.log.Info("then the phases after "+phase.Name, "why", why)
+			case len(changes) == 0:
 				fmt.Fprintln(c.out, "nothing to change")
 			}
 			for _, notice := range n.Notices() {

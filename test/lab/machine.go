@@ -41,6 +41,8 @@ type Machine struct {
 type computer interface {
 	Start(context.Context) error
 	Poweroff(context.Context) error
+	// Cut ends it at once, as a power cut does.
+	Cut()
 	// WaitRunning waits until systemd has finished booting, and returns the
 	// units that failed.
 	WaitRunning(context.Context) (failed []string, err error)
@@ -120,8 +122,27 @@ func (m *Machine) PowerOn(ctx context.Context) error {
 	return m.m.Start(ctx)
 }
 
+// DetachSeed takes the seed out of a machine that is off, as when somebody
+// removes its drive. A copy of the machine still gets one of its own.
+func (m *Machine) DetachSeed() error {
+	dir := m.lab.sandbox.Path(top, m.Name, "seed")
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return fmt.Errorf("lab: machine %s: %w", m.Name, err)
+	}
+	for _, e := range entries {
+		if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
+			return fmt.Errorf("lab: machine %s: %w", m.Name, err)
+		}
+	}
+	return nil
+}
+
 // Poweroff shuts it down in good order; cut off when ctx ends first.
 func (m *Machine) Poweroff(ctx context.Context) error { return m.m.Poweroff(ctx) }
+
+// Cut switches it off at once, as a power cut does. What it had written stays.
+func (m *Machine) Cut() { m.m.Cut() }
 
 // WaitRunning waits until systemd has finished booting. A failed unit is an
 // error that names it and shows the end of its journal.

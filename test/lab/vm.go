@@ -145,11 +145,23 @@ func (v *vm) Poweroff(ctx context.Context) error {
 		}
 	})
 	if err != nil {
-		syscall.Kill(-v.qemu.Process.Pid, syscall.SIGKILL)
-		<-v.exited
+		v.kill()
 		return fmt.Errorf("machine %s was cut off: %w\n%s", v.name, err, v.Console())
 	}
 	return nil
+}
+
+// Cut implements computer.
+func (v *vm) Cut() {
+	if v.exited != nil {
+		v.kill()
+		v.exited = nil
+	}
+}
+
+func (v *vm) kill() {
+	syscall.Kill(-v.qemu.Process.Pid, syscall.SIGKILL)
+	<-v.exited
 }
 
 // WaitRunning implements computer.
