@@ -1,0 +1,188 @@
+// Package docs_test keeps what is generated in these pages current. The pages
+// lie as packer-sdc wants them; its own generator writes beside the folder
+// "packer" of a checkout, which is where our components are.
+package docs_test
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"go/ast"
+	"go/doc/comment"
+	"go/parser"
+	"go/token"
+	"os"
+	"path"
+	"path/filepath"
+	"reflect"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+//go:generate go test -run ^TestComponents$ . -update
+
+var update = flag.Bool("update", false, "write what is generated anew")
+
+// generated is a part of a page: the name of a struct, and its file.
+var generated = regexp.MustCompile(`(?ms)^<!-- Code generated from the comments of the struct (\w+) in ([\w/.]+); DO NOT EDIT -->\n.*?^<!-- End of code generated -->$`)
+
+// TestComponents compares the pages with the comments of what they describe.
+func TestComponents(t *testing.T) {
+	described := map[string]bool{}
+	names, err := filepath.Glob("*/*.mdx")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range names {
+		raw, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		was := string(raw)
+		now := generated.ReplaceAllStringFunc(was, func(part string) string {
+			match := generated.FindStringSubmatch(part)
+			described[path.Dir(match[2])] = true
+			text, err := options(filepath.Join("..", match[2]), match[1])
+			if err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+			begin, _, _ := strings.Cut(part, "\n")
+			return begin + "\n\n" + text + "\n<!-- End of code generated -->"
+		})
+		if *update {
+			if err := os.WriteFile(name, []byte(now), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		} else if diff := cmp.Diff(was, now); diff != "" {
+			t.Errorf("%s is not current, run `go generate ./docs` (-there +wanted):\n%s", name, diff)
+		}
+	}
+
+	components, err := filepath.Glob("../packer/*/config.go")
+	if err != nil || len(components) == 0 {
+		t.Fatalf("no components: %v", err)
+	}
+	for _, file := range components {
+		if dir := path.Join("packer", filepath.Base(filepath.Dir(file))); !described[dir] {
+			t.Errorf("%s has no page", dir)
+		}
+	}
+}
+
+// options are the attributes and blocks of a configuration, as Markdown.
+func options(file, structure string) (string, error) {
+	parsed, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.ParseComments)
+	if err != nil {
+		return "", err
+	}
+	object := parsed.Scope.Lookup(structure)
+	if object == nil {
+		return "", fmt.Errorf("%s has no %s", file, structure)
+	}
+	fields := object.Decl.(*ast.TypeSpec).Type.(*ast.StructType).Fields.List
+
+	var required, optional []string
+	for _, field := range fields {
+		if field.Tag == nil || len(field.Names) == 0 {
+			continue
+		}
+		tag := reflect.StructTag(strings.Trim(field.Tag.Value, "`"))
+		name := tag.Get("mapstructure")
+		if field.Doc == nil {
+			return "", fmt.Errorf("%s: %s has no comment", structure, name)
+		}
+		kind, err := hclType(field.Type)
+		if err != nil {
+			return "", fmt.Errorf("%s: %s: %w", structure, name, err)
+		}
+		entry := fmt.Sprintf("- `%s` (%s) - %s\n", name, kind, indented(field.Doc.Text()))
+		if tag.Get("required") == "true" {
+			required = append(required, entry)
+		} else {
+			optional = append(optional, entry)
+		}
+	}
+	var text strings.Builder
+	for _, part := range []struct {
+		heading string
+		entries []string
+	}{{"**Required:**", required}, {"**Optional:**", optional}} {
+		if len(part.entries) == 0 {
+			continue
+		}
+		// An output is not asked for anything.
+		if structure != "Output" {
+			text.WriteString(part.heading + "\n\n")
+		}
+		text.WriteString(strings.Join(part.entries, "\n") + "\n")
+	}
+	return strings.TrimSuffix(text.String(), "\n"), nil
+}
+
+// indented is a comment as the text of an entry of a list.
+func indented(text string) string {
+	var p comment.Parser
+	printer := comment.Printer{TextWidth: -1}
+	lines := strings.TrimSpace(string(printer.Text(p.Parse(text))))
+	return strings.ReplaceAll(lines, "\n", "\n  ")
+}
+
+// hclType is what the documentation of Packer calls a type.
+func hclType(e ast.Expr) (string, error) {
+	switch e := e.(type) {
+	case *ast.Ident:
+		switch e.Name {
+		case "string", "int":
+			return e.Name, nil
+		case "bool":
+			return "boolean", nil
+		}
+		if e.IsExported() {
+			return "block", nil
+		}
+	case *ast.SelectorExpr:
+		switch e.Sel.Name {
+		case "Trilean":
+			return "boolean", nil
+		case "Duration":
+			return `duration string | ex: "1h5m2s"`, nil
+		}
+	case *ast.ArrayType:
+		of, err := hclType(e.Elt)
+		if of == "block" {
+			return "blocks", err
+		}
+		return "[]" + of, err
+	}
+	return "", errors.New("a type that this generator does not know")
+}
+
+// TestLinks: no page points at one that is not there.
+func TestLinks(t *testing.T) {
+	link := regexp.MustCompile(`\]\(([^)#:]+)(#[^)]*)?\)`)
+	checked := 0
+	for _, pattern := range []string{"*.md", "*/*.md", "*/*.mdx", "../README.md"} {
+		names, err := filepath.Glob(pattern)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range names {
+			raw, err := os.ReadFile(name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, match := range link.FindAllStringSubmatch(string(raw), -1) {
+				checked++
+				if _, err := os.Stat(filepath.Join(filepath.Dir(name), match[1])); err != nil {
+					t.Errorf("%s: %v", name, err)
+				}
+			}
+		}
+	}
+	if checked == 0 {
+		t.Error("no link was found")
+	}
+}
