@@ -3,8 +3,6 @@
 
 VERSION = $(shell sed -n 's/.*NewPluginVersion[^"]*"\([^"]*\)".*/\1/p' packer/version/version.go)
 ARCH := $(shell go env GOARCH)
-# What the plugin carries: the architectures of XiVO's machines.
-DIST_ARCHES := amd64 386
 
 export GOTOOLCHAIN := local
 GO_BUILD := CGO_ENABLED=0 go build -trimpath -buildvcs=false
@@ -19,6 +17,7 @@ help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
 build: ## the plugin and xivo-firstboot, for this machine, into dist/
+	@rm -rf packer/embedded/linux_*
 	GOOS=linux $(GO_BUILD) -ldflags '$(FIRSTBOOT_LDFLAGS)' -o packer/embedded/linux_$(ARCH)/xivo-firstboot ./cmd/xivo-firstboot
 	$(GO_BUILD) -ldflags '-s -w' -o dist/packer-plugin-xivo ./cmd/packer-plugin-xivo
 	@cp packer/embedded/linux_$(ARCH)/xivo-firstboot dist/
@@ -46,9 +45,8 @@ bench: ## the benchmarks
 bench-bake: ## time and size of one image, baked under nspawn and in a virtual machine
 	@$(LAB) bench-bake
 
-dist: ## what is released: the plugin with every build of xivo-firstboot
-	$(foreach arch,$(DIST_ARCHES),GOOS=linux GOARCH=$(arch) $(GO_BUILD) -ldflags '$(FIRSTBOOT_LDFLAGS)' -o packer/embedded/linux_$(arch)/xivo-firstboot ./cmd/xivo-firstboot &&) true
-	$(GO_BUILD) -ldflags '-s -w' -o dist/packer-plugin-xivo ./cmd/packer-plugin-xivo
+dist: ## what is released, into dist/release: plugin archives, Debian packages, checksums
+	@go build -o dist/dist ./cmd/dist && exec dist/dist
 
 lint: ## go vet, and nothing unformatted
 	go vet ./...

@@ -1,6 +1,6 @@
 // packer-plugin-xivo is a Packer plugin: the builder xivo-nspawn, the
 // provisioners xivo-install and xivo-seal, the data source xivo-user-data and
-// the post-processor xivo-seed.
+// the post-processor xivo-seed. The builder is there on Linux only.
 package main
 
 import (
@@ -10,7 +10,6 @@ import (
 	"github.com/hashicorp/packer-plugin-sdk/plugin"
 
 	"github.com/xivo-mesh/packer-plugin-xivo/packer/install"
-	"github.com/xivo-mesh/packer-plugin-xivo/packer/nspawn"
 	"github.com/xivo-mesh/packer-plugin-xivo/packer/seal"
 	"github.com/xivo-mesh/packer-plugin-xivo/packer/seediso"
 	"github.com/xivo-mesh/packer-plugin-xivo/packer/userdata"
@@ -19,7 +18,7 @@ import (
 
 func main() {
 	set := plugin.NewSet()
-	set.RegisterBuilder("nspawn", new(nspawn.Builder))
+	registerNspawn(set)
 	set.RegisterProvisioner("install", new(install.Provisioner))
 	set.RegisterProvisioner("seal", new(seal.Provisioner))
 	set.RegisterDatasource("user-data", new(userdata.Datasource))
