@@ -4,6 +4,7 @@
 package docs_test
 
 import (
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -12,6 +13,7 @@ import (
 	"go/parser"
 	"go/token"
 	"os"
+	"os/exec"
 	"path"
 	"path/filepath"
 	"reflect"
@@ -158,6 +160,86 @@ func hclType(e ast.Expr) (string, error) {
 		return "[]" + of, err
 	}
 	return "", errors.New("a type that this generator does not know")
+}
+
+// TestExamples has Packer check what a reader copies, with a plugin that carries
+// xivo-firstboot as a released one does.
+func TestExamples(t *testing.T) {
+	packer := os.Getenv("XIVO_PACKER")
+	if packer == "" {
+		t.Skip("needs XIVO_PACKER, the path of Packer")
+	}
+	// Short: the plugin's socket is in it, and its path has room for 107 bytes.
+	dir, err := os.MkdirTemp("", "xivo-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	run := func(t *testing.T, argv ...string) {
+		t.Helper()
+		cmd := exec.CommandContext(t.Context(), argv[0], argv[1:]...)
+		cmd.Env = append(os.Environ(), "CHECKPOINT_DISABLE=1", "PACKER_NO_COLOR=1", "TMPDIR="+dir,
+			"PACKER_CONFIG_DIR="+filepath.Join(dir, "config"), "PACKER_PLUGIN_PATH="+filepath.Join(dir, "plugins"),
+			"PKR_VAR_mesh_secret=a sentence that only we know")
+		if strings.HasSuffix(argv[len(argv)-1], ".pkr.hcl") {
+			cmd.Dir = dir
+		}
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%s: %v\n%s", strings.Join(argv, " "), err, out)
+		}
+	}
+	write := func(name, content string) string {
+		t.Helper()
+		name = filepath.Join(dir, name)
+		if err := os.WriteFile(name, []byte(content), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return name
+	}
+	embedded, err := filepath.Abs("../packer/embedded/linux_amd64/xivo-firstboot")
+	if err != nil {
+		t.Fatal(err)
+	}
+	overlay, err := json.Marshal(map[string]any{"Replace": map[string]string{embedded: write("xivo-firstboot", "a stand-in")}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	plugin := filepath.Join(dir, "packer-plugin-xivo")
+	run(t, "go", "build", "-overlay="+write("overlay.json", string(overlay)), "-o", plugin, "../cmd/packer-plugin-xivo")
+	run(t, packer, "plugins", "install", "--path", plugin, "github.com/xivo-mesh/xivo")
+	for _, source := range []string{"debian-xivo.qcow2", "debian-9.tar.xz"} {
+		write(source, "") // what the examples bake from
+	}
+
+	example := regexp.MustCompile("(?ms)^```hcl\n(packer .*?^)```$")
+	pages, err := filepath.Glob("*/*.mdx")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, page := range pages {
+		t.Run(page, func(t *testing.T) {
+			raw, err := os.ReadFile(page)
+			if err != nil {
+				t.Fatal(err)
+			}
+			examples := example.FindAllStringSubmatch(string(raw), -1)
+			if len(examples) == 0 {
+				t.Error("it has no example")
+			}
+			for _, match := range examples {
+				template := write("example.pkr.hcl", match[1])
+				run(t, packer, "fmt", "-check", "-diff", template)
+				run(t, packer, "validate", template)
+			}
+		})
+	}
+	t.Run("the template for our builder", func(t *testing.T) {
+		template, err := filepath.Abs("../packer/templates/nspawn/xivo.pkr.hcl")
+		if err != nil {
+			t.Fatal(err)
+		}
+		run(t, packer, "validate", "-var=source_image=debian-xivo.qcow2", template)
+	})
 }
 
 // TestLinks: no page points at one that is not there.
