@@ -18,19 +18,23 @@ var files embed.FS
 
 // Firstboot returns the build of xivo-firstboot for a Go architecture (amd64,
 // 386, arm64). The error names those that there are.
-func Firstboot(arch string) ([]byte, error) {
-	binary, err := files.ReadFile("linux_" + arch + "/xivo-firstboot")
+func Firstboot(arch string) ([]byte, error) { return firstboot(files, arch) }
+
+func firstboot(files fs.FS, arch string) ([]byte, error) {
+	binary, err := fs.ReadFile(files, "linux_"+arch+"/xivo-firstboot")
 	if err == nil {
 		return binary, nil
 	}
-	if found := Architectures(); len(found) > 0 {
+	if found := architectures(files); len(found) > 0 {
 		return nil, fmt.Errorf("this plugin carries xivo-firstboot for %s only, not for %s: set firstboot_binary", strings.Join(found, ", "), arch)
 	}
 	return nil, fmt.Errorf("this plugin was built without xivo-firstboot: set firstboot_binary to a static Linux build of it for %s", arch)
 }
 
 // Architectures are those that Firstboot has a build for, sorted.
-func Architectures() []string {
+func Architectures() []string { return architectures(files) }
+
+func architectures(files fs.FS) []string {
 	found, _ := fs.Glob(files, "linux_*/xivo-firstboot") // only a bad pattern fails
 	for i, name := range found {
 		found[i], _, _ = strings.Cut(strings.TrimPrefix(name, "linux_"), "/")

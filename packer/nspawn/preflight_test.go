@@ -5,6 +5,7 @@ import (
 	"io"
 	"os"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/hashicorp/packer-plugin-sdk/multistep"
@@ -42,5 +43,26 @@ func TestPreflight(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+func TestPreflightTellsWhoIsNotRoot(t *testing.T) {
+	if os.Geteuid() == 0 {
+		const nobody = 65534
+		if err := syscall.Seteuid(nobody); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if err := syscall.Seteuid(0); err != nil {
+				panic(err) // no test after this one would mean anything
+			}
+		})
+	}
+	state := new(multistep.BasicStateBag)
+	state.Put(stateUI, &packersdk.BasicUi{Reader: new(bytes.Reader), Writer: io.Discard, ErrorWriter: io.Discard})
+	action := (&stepPreflight{&Config{SourceImage: "disk.raw", Format: FormatRaw, Network: NetworkNone}}).Run(t.Context(), state)
+	err, _ := state.Get(stateError).(error)
+	if action != multistep.ActionHalt || err == nil || !strings.Contains(err.Error(), "run Packer as root (sudo -E packer build") {
+		t.Errorf("got %v, %v", action, err)
 	}
 }

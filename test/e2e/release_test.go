@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"archive/zip"
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -124,6 +125,18 @@ func packerTakes(t *testing.T, maker *recipe.Maker, release string) {
 	program, err := fs.ReadFile(archive, name)
 	if err != nil {
 		t.Fatal(err)
+	}
+	for _, arch := range []string{"amd64", "i386"} {
+		// Packages have the same builds.
+		extract := exec.CommandContext(t.Context(), "sh", "-c", `dpkg-deb --fsys-tarfile *_"$0".deb | tar -xO ./usr/sbin/xivo-firstboot`, arch)
+		extract.Dir = release
+		carried, err := extract.Output()
+		if err != nil || len(carried) == 0 {
+			t.Fatalf("the program in the package for %s: %d bytes, %v", arch, len(carried), err)
+		}
+		if !bytes.Contains(program, carried) {
+			t.Errorf("the plugin does not carry xivo-firstboot for %s", arch)
+		}
 	}
 	err = errors.Join(
 		os.WriteFile(filepath.Join(dir, name), program, 0o755),
