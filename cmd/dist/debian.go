@@ -5,6 +5,7 @@ import (
 	"compress/gzip"
 	"context"
 	"embed"
+	"encoding/json"
 	"fmt"
 	"io/fs"
 	"os"
@@ -13,8 +14,6 @@ import (
 	"strings"
 	"text/template"
 	"time"
-
-	"gopkg.in/yaml.v3"
 
 	"github.com/xivo-mesh/packer-plugin-xivo/cloudinit"
 	"github.com/xivo-mesh/packer-plugin-xivo/packer/version"
@@ -30,34 +29,34 @@ func (m machine) firstboot() string {
 	return filepath.Join("packer/embedded", "linux_"+m.golang, "xivo-firstboot")
 }
 
-// debianConfig is what nfpm reads.
+// debianConfig is what nfpm reads: as YAML, which JSON is as well.
 type debianConfig struct {
-	Name        string            `yaml:"name"`
-	Arch        string            `yaml:"arch"`
-	Version     string            `yaml:"version"`
-	Schema      string            `yaml:"version_schema"`
-	Section     string            `yaml:"section"`
-	Priority    string            `yaml:"priority"`
-	Maintainer  string            `yaml:"maintainer"`
-	Homepage    string            `yaml:"homepage"`
-	Description string            `yaml:"description"`
-	Recommends  []string          `yaml:"recommends"`
-	MTime       time.Time         `yaml:"mtime"`
-	Scripts     map[string]string `yaml:"scripts"`
-	Contents    []debianFile      `yaml:"contents"`
+	Name        string            `json:"name"`
+	Arch        string            `json:"arch"`
+	Version     string            `json:"version"`
+	Schema      string            `json:"version_schema"`
+	Section     string            `json:"section"`
+	Priority    string            `json:"priority"`
+	Maintainer  string            `json:"maintainer"`
+	Homepage    string            `json:"homepage"`
+	Description string            `json:"description"`
+	Recommends  []string          `json:"recommends"`
+	MTime       time.Time         `json:"mtime"`
+	Scripts     map[string]string `json:"scripts"`
+	Contents    []debianFile      `json:"contents"`
 }
 
 // debianFile is a file, or a link whose target is Source.
 type debianFile struct {
-	Source string       `yaml:"src"`
-	Path   string       `yaml:"dst"`
-	Type   string       `yaml:"type,omitempty"`
-	Info   debianAspect `yaml:"file_info"`
+	Source string       `json:"src"`
+	Path   string       `json:"dst"`
+	Type   string       `json:"type,omitempty"`
+	Info   debianAspect `json:"file_info"`
 }
 
 type debianAspect struct {
-	Mode  fs.FileMode `yaml:"mode,omitempty"`
-	MTime time.Time   `yaml:"mtime"`
+	Mode  fs.FileMode `json:"mode,omitempty"`
+	MTime time.Time   `json:"mtime"`
 }
 
 const debianDescription = `make a XiVO a node of a mesh
@@ -98,11 +97,11 @@ func (r *release) debianPackage(ctx context.Context, arch machine) error {
 			return err
 		}
 	}
-	config, err := yaml.Marshal(p.config)
+	config, err := json.Marshal(p.config)
 	if err != nil {
 		return err
 	}
-	name := filepath.Join(dir, "nfpm.yaml")
+	name := filepath.Join(dir, "nfpm.json")
 	if err := os.WriteFile(name, config, 0o644); err != nil {
 		return err
 	}
