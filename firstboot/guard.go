@@ -69,6 +69,21 @@ func (n *Node) Guard(ctx context.Context) {
 	}
 }
 
+// GuardNewcomer lets those that live in the WAN ask this node who it is, as soon
+// as Consul runs: they know it then when its services are up.
+func (n *Node) GuardNewcomer(ctx context.Context) {
+	c, err := n.Consul(ctx)
+	if err == nil {
+		n.wan, err = n.livingOthers(ctx, c)
+	}
+	if err != nil {
+		n.Log.Warn("the mesh takes this node in when its services are up", "error", err)
+		return
+	}
+	n.onTrial = len(n.Config.Peers) > 0
+	n.Guard(ctx)
+}
+
 // Isolate keeps a machine out of the mesh that may be a copy, until a person has
 // decided: two with one name would each get a part of the other's messages. To
 // be called before Consul and the broker start. Telephony is not held back when

@@ -62,6 +62,9 @@ func (n *Node) Live(ctx context.Context) (_ []Change, down time.Duration, err er
 		return changes, 0, err
 	}
 	more, err := n.Run(ctx, SettlePhase)
+	if err == nil {
+		n.GuardNewcomer(ctx)
+	}
 	return append(changes, more...), 0, err
 }
 

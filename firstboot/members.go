@@ -31,6 +31,10 @@ const (
 // askWait is how long a newcomer may take to say who it is.
 const askWait = 2 * time.Second
 
+// newcomerAskWait is how long a node without members waits: those that have not
+// asked it yet do not let it in.
+const newcomerAskWait = time.Second
+
 // letInAfter is how long a living WAN member may not have said who it is, before
 // it is let in to ask us: two meshes that become one know nobody of each other.
 const letInAfter = 5 * time.Minute
@@ -204,13 +208,10 @@ func membersKnown(ctx context.Context, n *Node) (Resource, error) {
 	if err != nil {
 		return nil, err
 	}
-	wan, err := c.WANMembers(ctx)
+	wan, err := n.livingOthers(ctx, c)
 	if err != nil {
 		return nil, err
 	}
-	wan = slices.DeleteFunc(wan, func(w consul.Member) bool {
-		return !w.Alive || w.Datacenter == n.Identity().Name || n.out()
-	})
 	answers := make([]answer, len(wan))
 	var wg sync.WaitGroup
 	for i, w := range wan {
@@ -282,8 +283,21 @@ func membersKnown(ctx context.Context, n *Node) (Resource, error) {
 	}, nil
 }
 
+// livingOthers are the living members of the WAN that are not this node; none
+// for a node that keeps out.
+func (n *Node) livingOthers(ctx context.Context, c *consul.Client) ([]consul.Member, error) {
+	wan, err := c.WANMembers(ctx)
+	return slices.DeleteFunc(wan, func(w consul.Member) bool {
+		return !w.Alive || w.Datacenter == n.Identity().Name || n.out()
+	}), err
+}
+
 func (n *Node) ask(ctx context.Context, c *consul.Client, w consul.Member) (a answer) {
-	ctx, cancel := context.WithTimeout(ctx, askWait)
+	wait := askWait
+	if len(n.members) == 0 {
+		wait = newcomerAskWait
+	}
+	ctx, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
 	var regs []consul.Registration
 	if regs, a.err = c.Services(ctx, w.Datacenter, mesh.ServiceName); a.err != nil {

@@ -106,7 +106,9 @@ func (c *cli) settleCommand() *cobra.Command {
 			if err := lock(n); err != nil {
 				return err
 			}
-			_, err = n.Run(ctx, firstboot.SettlePhase)
+			if _, err = n.Run(ctx, firstboot.SettlePhase); err == nil {
+				n.GuardNewcomer(ctx)
+			}
 			return err
 		},
 	}
