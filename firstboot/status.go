@@ -66,8 +66,10 @@ func (n *Node) Waits(ctx context.Context) string {
 	switch {
 	case action == LeaveAlone:
 		return why + "; `xivo-firstboot run` makes this server a node"
-	case action != Unchanged:
+	case action == Hold:
 		return why
+	case action != Unchanged:
+		return why + "; that is still to be done: `xivo-firstboot run` does it, and `journalctl -u xivo-firstboot` says why no boot did"
 	case n.Config == nil:
 		return fmt.Sprintf("there is no document that can be read: %v", n.DocumentErr)
 	case !n.Settled():

@@ -142,6 +142,7 @@ printf 'xivo:\n  version: 1\n  peers: []\n  secret: a sentence that only we know
 	}
 	t.Run("never sealed, identity: keep: run adopts it as it is, and does what plan said", func(t *testing.T) {
 		document(`  identity: keep\n`)
+		s.is(t, "waiting", "identity: keep; that is still to be done: `xivo-firstboot run` does it")
 		plan := s.run(t, "xivo-firstboot plan 2>/dev/null")
 		out := s.run(t, "xivo-firstboot run 2>&1 && xivo-firstboot status --wait")
 		asPlanned(t, "become", plan, out)
