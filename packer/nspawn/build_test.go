@@ -2,6 +2,7 @@ package nspawn_test
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
 	"os"
@@ -102,15 +103,41 @@ func TestBuild(t *testing.T) {
 		})
 	}
 
-	for _, when := range []string{"Copying", "Booting the machine", "now provisioning", "Writing"} {
-		t.Run("Ctrl-C at "+when, func(t *testing.T) {
+	t.Run("a raw image, grown", func(t *testing.T) {
+		t.Parallel()
+		p := b.build(t, buildOptions{provision: "touch /made", more: `format = "raw"
+  disk_size = "1600M"`})
+		if err := p.wait(); err != nil {
+			t.Fatalf("%v\n%s", err, &p.shown)
+		}
+		raw := filepath.Join(p.output, "test.raw")
+		if ls := inImage(t, raw, "/"); !strings.Contains(ls, "/made/") {
+			t.Errorf("what was made is not in the image: %s", ls)
+		}
+		if info, err := os.Stat(raw); err != nil || info.Size() != 1600<<20 {
+			t.Errorf("the image: %+v, %v", info, err)
+		}
+		os.RemoveAll(p.output)
+		p.nothingLeft(t)
+	})
+
+	const sleeps = "echo now provisioning; exec sleep 1000"
+	tar := filepath.Join(filepath.Dir(root), "base.tar")
+	for _, tc := range []struct{ when, provision, source, more string }{
+		{when: "Verifying the checksum", more: fmt.Sprintf("source_checksum = \"sha256:%064d\"", 0)},
+		{when: "Copying"},
+		{when: "Making an empty disk", source: tar},
+		{when: "Unpacking", source: tar},
+		{when: "Booting the machine"},
+		{when: "The machine is up"},
+		{when: "now provisioning", provision: sleeps},
+		{when: "Powering the machine off"},
+		{when: "Writing"},
+	} {
+		t.Run("Ctrl-C at "+tc.when, func(t *testing.T) {
 			t.Parallel()
-			provision := "true"
-			if when == "now provisioning" {
-				provision = "echo now provisioning; exec sleep 1000"
-			}
-			p := b.build(t, buildOptions{provision: provision})
-			p.shown.waitFor(t, when)
+			p := b.build(t, buildOptions{provision: cmp.Or(tc.provision, "true"), source: tc.source, more: tc.more})
+			p.shown.waitFor(t, tc.when)
 			// As a terminal does: to Packer and to its plugin.
 			if err := syscall.Kill(-p.cmd.Process.Pid, syscall.SIGINT); err != nil {
 				t.Fatal(err)
@@ -180,7 +207,9 @@ func (b *bench) environment(t *testing.T, dir string) []string {
 
 type buildOptions struct {
 	provision string // a shell script
+	source    string // "": that of the bench
 	aptCache  bool
+	more      string // lines of the source block
 	args      []string
 }
 
@@ -213,6 +242,7 @@ source "xivo-nspawn" "test" {
   image_name       = "test"
   network          = "none"
   apt_cache        = %s
+  %s
 }
 build {
   sources = ["source.xivo-nspawn.test"]
@@ -227,7 +257,7 @@ EOT
     inline = ["echo the cleanup provisioner ran"]
   }
 }
-`, b.source, p.output, cache, o.provision)
+`, cmp.Or(o.source, b.source), p.output, cache, o.more, o.provision)
 	if err := os.WriteFile(template, []byte(hcl), 0o644); err != nil {
 		t.Fatal(err)
 	}
