@@ -57,6 +57,8 @@ type marks struct {
 	// LeavingWAN: Consul was told to leave the WAN, which ends it, and was not
 	// started again yet.
 	LeavingWAN bool `json:"leaving_wan,omitempty"`
+	// LeftWAN is why this node left the WAN: once for each reason.
+	LeftWAN string `json:"left_wan,omitempty"`
 	// Presences holds, per member, the xivo-ctid registration that was
 	// announced to the local xivo-ctid.
 	Presences map[string]string `json:"presences"`

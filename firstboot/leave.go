@@ -4,11 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 
-	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/consul"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/mesh"
 )
 
@@ -20,14 +18,43 @@ var ErrNoMember = errors.New("no such member")
 // Its own entries for others go, and Consul leaves the WAN, for which it is
 // restarted.
 func (n *Node) Leave(ctx context.Context) (Status, []Change, error) {
+	var members []mesh.Member
+	if err := n.readState(membersFile, &members); err != nil {
+		return Status{}, nil, err
+	}
+	m := membership{Registered: n.registered()}
+	for _, other := range members {
+		m.Left = append(m.Left, other.Address)
+	}
+	// A node that leaves twice still knows whom it left.
+	if len(m.Left) > 0 {
+		if err := n.writeState(membershipFile, m); err != nil {
+			return Status{}, nil, err
+		}
+	}
 	return n.sayGone(ctx, n.Self())
 }
 
 // ComeBack undoes Leave, or somebody else's Forget: a later registration
-// overrides what was noted.
+// overrides what was noted. It joins those that it left: its own document need
+// not name any of them.
 func (n *Node) ComeBack(ctx context.Context) (Status, []Change, error) {
-	if err := n.writeState(membershipFile, membership{time.Now().UTC()}); err != nil {
+	m, err := n.membership()
+	if err != nil {
 		return Status{}, nil, err
+	}
+	m.Registered = time.Now().UTC()
+	if err := n.writeState(membershipFile, m); err != nil {
+		return Status{}, nil, err
+	}
+	if len(m.Left) > 0 {
+		c, err := n.Consul(ctx)
+		if err == nil {
+			err = ensure(ctx, c.JoinedWAN(m.Left))
+		}
+		if err != nil {
+			n.Log.Warn("none of those that this node left could be joined", "error", err)
+		}
 	}
 	return n.Converge(ctx)
 }
@@ -87,7 +114,7 @@ func (n *Node) sayGone(ctx context.Context, m mesh.Member) (Status, []Change, er
 	if err != nil {
 		return Status{}, nil, err
 	}
-	wan, err := c.WANMembers(ctx)
+	wan, err := n.livingOthers(ctx, c)
 	if err != nil {
 		return Status{}, nil, err
 	}
@@ -95,7 +122,7 @@ func (n *Node) sayGone(ctx context.Context, m mesh.Member) (Status, []Change, er
 	if err := c.SetNote(ctx, "", key, now); err != nil {
 		return Status{}, nil, err
 	}
-	for _, w := range slices.DeleteFunc(wan, func(w consul.Member) bool { return !w.Alive || w.Datacenter == n.Identity().Name }) {
+	for _, w := range wan {
 		if err := c.SetNote(ctx, w.Datacenter, key, now); err != nil {
 			n.Log.Warn("this member hears of it from the others", "member", w.Name, "error", err)
 		}

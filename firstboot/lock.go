@@ -11,8 +11,8 @@ import (
 	"time"
 )
 
-// lockWait is longer than a pass of the watch that goes well.
-const lockWait = 30 * time.Second
+// lockWait is longer than a pass of the watch that waits for dead peers.
+const lockWait = 3 * time.Minute
 
 // ErrBusy is what Lock says while another process works on the node.
 var ErrBusy = errors.New("busy")
@@ -46,16 +46,19 @@ func (n *Node) Lock() error {
 }
 
 // LockWait is Lock for a person: it waits until the other process is done with
-// what it does now, 30 s at most, and then says who it is.
+// what it does now, 3 min at most, and says after a moment that it waits.
 func (n *Node) LockWait(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, lockWait)
 	defer cancel()
 	again := time.NewTicker(200 * time.Millisecond)
 	defer again.Stop()
-	for {
+	for tries := 1; ; tries++ {
 		err := n.Lock()
 		if !errors.Is(err, ErrBusy) {
 			return err
+		}
+		if tries == 10 {
+			n.Log.Info("waiting, 3 min at most", "why", err)
 		}
 		select {
 		case <-ctx.Done():

@@ -37,7 +37,7 @@ const newcomerAskWait = time.Second
 
 // letInAfter is how long a living WAN member may not have said who it is, before
 // it is let in to ask us: two meshes that become one know nobody of each other.
-const letInAfter = 5 * time.Minute
+const letInAfter = 15 * time.Second
 
 // verdict is a member's refusal of this node, as it left it here.
 type verdict struct {
@@ -120,6 +120,9 @@ func inWAN(ctx context.Context, n *Node) (Resource, error) {
 			},
 			apply: func(ctx context.Context) error {
 				n.asked, n.verdict = true, ""
+				if err := n.mark(func(m *marks) { m.LeftWAN = "" }); err != nil {
+					return err
+				}
 				return c.RemoveNotes(ctx, refusedNotes)
 			},
 		}, nil
@@ -135,29 +138,44 @@ func inWAN(ctx context.Context, n *Node) (Resource, error) {
 	return c.JoinedWAN(peers), nil
 }
 
-// outOfWAN is this node being alone in its WAN, also after Consul's next start.
+// outOfWAN is this node having left the WAN, also after Consul's next start: once
+// for each reason, since those whose document names it may bring it back.
 func outOfWAN(n *Node, c *consul.Client) Resource {
+	why := n.verdict
+	if !n.leftAt.IsZero() {
+		why = n.leftAt.String()
+	}
 	return resource{
 		diff: func(ctx context.Context) ([]string, error) {
-			wan, err := c.WANMembers(ctx)
+			wan, err := n.livingOthers(ctx, c)
+			if err != nil || len(wan) == 0 {
+				return nil, err
+			}
+			m, err := n.marks()
 			if err != nil {
 				return nil, err
 			}
-			for _, m := range wan {
-				if m.Alive && m.Datacenter != n.Identity().Name {
-					return []string{"this node is still in Consul's WAN, with " + m.Name}, nil
-				}
+			if m.LeftWAN == why {
+				n.notice("Consul's WAN still has this node, with %s, whose document may name it as a peer: contacts and statuses are not shared; take it out there", wan[0].Name)
+				return nil, nil
 			}
-			return nil, nil
+			return []string{"this node is still in Consul's WAN, with " + wan[0].Name}, nil
 		},
 		apply: func(ctx context.Context) error {
-			// First the file, or a start would join again.
+			// First the ports and the file, or others and its own start would bring it
+			// back at once. The firewall's own step tells what is wrong with it.
+			n.members = nil
+			if rules, err := firewallRules(ctx, n); err == nil {
+				if err := ensure(ctx, rules); err != nil {
+					n.Log.Debug("leave the WAN with its ports open", "error", err)
+				}
+			}
 			if err := ensure(ctx, n.consulFile(nil)); err != nil {
 				return err
 			}
 			// From here on Consul is down until it is started, by the next pass if not
 			// by this one.
-			if err := n.mark(func(m *marks) { m.LeavingWAN = true }); err != nil {
+			if err := n.mark(func(m *marks) { m.LeavingWAN, m.LeftWAN = true, why }); err != nil {
 				return err
 			}
 			if err := c.Leave(ctx); err != nil {
@@ -208,9 +226,11 @@ func membersKnown(ctx context.Context, n *Node) (Resource, error) {
 	if err != nil {
 		return nil, err
 	}
-	wan, err := n.livingOthers(ctx, c)
-	if err != nil {
-		return nil, err
+	var wan []consul.Member
+	if !n.out() {
+		if wan, err = n.livingOthers(ctx, c); err != nil {
+			return nil, err
+		}
 	}
 	answers := make([]answer, len(wan))
 	var wg sync.WaitGroup
@@ -283,12 +303,11 @@ func membersKnown(ctx context.Context, n *Node) (Resource, error) {
 	}, nil
 }
 
-// livingOthers are the living members of the WAN that are not this node; none
-// for a node that keeps out.
+// livingOthers are the living members of the WAN that are not this node.
 func (n *Node) livingOthers(ctx context.Context, c *consul.Client) ([]consul.Member, error) {
 	wan, err := c.WANMembers(ctx)
 	return slices.DeleteFunc(wan, func(w consul.Member) bool {
-		return !w.Alive || w.Datacenter == n.Identity().Name || n.out()
+		return !w.Alive || w.Datacenter == n.Identity().Name
 	}), err
 }
 

@@ -29,7 +29,7 @@ const (
 	documentFile = platform.StateDir + "/document.yml"
 	exportFile   = platform.StateDir + "/kv.json"
 	membersFile  = platform.StateDir + "/members.json"
-	// membershipFile is there when this node came back after it had left.
+	// membershipFile is there when this node left, and when it came back.
 	membershipFile = platform.StateDir + "/membership.json"
 	statusFile     = platform.StateDir + "/status.json"
 	marksFile      = platform.StateDir + "/marks.json"
@@ -262,17 +262,24 @@ func (n *Node) Self() mesh.Member {
 
 // membership is what membershipFile holds.
 type membership struct {
+	// Registered is when this node came into its mesh: when it became, or when it
+	// came back.
 	Registered time.Time `json:"registered"`
+	// Left are the addresses of the members that it left.
+	Left []string `json:"left,omitempty"`
 }
 
-// registered is when this node came into its mesh: when it became, or when it
-// came back.
-func (n *Node) registered() time.Time {
+func (n *Node) membership() (membership, error) {
 	m := membership{}
 	if n.Journal != nil {
 		m.Registered = n.Journal.Steps[BecomePhase.Name].At
 	}
-	if err := n.readState(membershipFile, &m); err != nil {
+	return m, n.readState(membershipFile, &m)
+}
+
+func (n *Node) registered() time.Time {
+	m, err := n.membership()
+	if err != nil {
 		n.Log.Warn("when this node came back is not known", "error", err)
 	}
 	return m.Registered

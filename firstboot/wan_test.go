@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -19,6 +18,7 @@ import (
 	"github.com/xivo-mesh/packer-plugin-xivo/cloudinit"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/identity"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/platform"
+	"github.com/xivo-mesh/packer-plugin-xivo/test/lab/server"
 )
 
 // wanNode is a node of which only Consul is real: enough to see who takes whom
@@ -52,15 +52,6 @@ func (w *wanNode) Environment(context.Context, string) (string, error)  { return
 // wanPorts are the same for all nodes, as they are on machines.
 type wanPorts struct{ server, lan, wan int }
 
-func freePort(t *testing.T) int {
-	l, err := net.Listen("tcp4", "0.0.0.0:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
-}
-
 // startNode starts a node that has become, at an address of loopback.
 func startNode(t *testing.T, ports wanPorts, number int, version string, id uuid.UUID) *wanNode {
 	t.Helper()
@@ -87,7 +78,7 @@ func startNode(t *testing.T, ports wanPorts, number int, version string, id uuid
 		"datacenter": "xivo", "acl_datacenter": "xivo", "acl_default_policy": "deny", "acl_master_token": uuid.New(),
 		"data_dir": p.Path(platform.ConsulDataDir), "cert_file": p.Path(platform.CertificateFile), "key_file": p.Path(platform.CertificateKey),
 		"server": true, "bootstrap_expect": 1, "rejoin_after_leave": true, "disable_update_check": true, "log_level": "ERR",
-		"ports": map[string]int{"dns": -1, "http": -1, "https": freePort(t), "server": ports.server, "serf_lan": ports.lan, "serf_wan": ports.wan},
+		"ports": map[string]int{"dns": -1, "http": -1, "https": server.FreePort(t), "server": ports.server, "serf_lan": ports.lan, "serf_wan": ports.wan},
 	})
 	must(err)
 	write(platform.ConsulConfigDir+"/config.json", string(config))
@@ -95,6 +86,7 @@ func startNode(t *testing.T, ports wanPorts, number int, version string, id uuid
 	n := &Node{Platform: p, Log: slog.New(slog.DiscardHandler), Progress: func(Event) {}, hasPeers: true, asked: true}
 	n.Config = cloudinit.Alone()
 	n.Config.Secret = "a sentence that only we know"
+	n.Config.Firewall.Enabled = false // it would be this machine's
 	n.Journal = newJournal(p.Path(journalFile), Instance{}, Identity{UUID: id, Hostname: host, Name: identity.NodeName(host, id), Advertise: address})
 	n.Journal.Steps[BecomePhase.Name] = Stamp{done, time.Now().UTC()}
 	must(os.MkdirAll(p.Path(platform.StateDir), 0o700))
@@ -193,7 +185,7 @@ func TestWhoIsInTheMesh(t *testing.T) {
 	if os.Getenv("XIVO_CONSUL") == "" {
 		t.Skip("needs Consul: `make test` sets XIVO_CONSUL")
 	}
-	ports := wanPorts{freePort(t), freePort(t), freePort(t)}
+	ports := wanPorts{server.FreePort(t), server.FreePort(t), server.FreePort(t)}
 	a := startNode(t, ports, 1, "16.03", uuid.New())
 	b := startNode(t, ports, 2, "16.03", uuid.New())
 	part := func(name string, f func(*testing.T)) {
@@ -242,7 +234,15 @@ func TestWhoIsInTheMesh(t *testing.T) {
 		}
 		eventually(t, "two", []*wanNode{a, b, c}, func() bool { return a.knows(b) && b.knows(a) && c.knows() && c.alone() })
 
-		if err := c.writeState(membershipFile, membership{time.Now().UTC()}); err != nil {
+		// Somebody's document still names it: that must not end its Consul again and again.
+		process := c.cmd
+		a.join(c)
+		eventually(t, "told", []*wanNode{a, b, c}, func() bool { return strings.Contains(strings.Join(c.notices, "\n"), "still has this node") })
+		if c.cmd != process || !a.knows(b) || !c.knows() {
+			t.Errorf("Consul was restarted: %v; node 1 knows %v, node 5 %v", c.cmd != process, a.members, c.members)
+		}
+
+		if err := c.writeState(membershipFile, membership{Registered: time.Now().UTC()}); err != nil {
 			t.Fatal(err)
 		}
 		c.join(a)

@@ -59,6 +59,8 @@ func (n *Node) Watch(ctx context.Context, told func(Status, []Change)) error {
 			}
 			state = status.State
 			told(status, changes)
+			// However long the pass took, a person gets a turn before the next.
+			ticker.Reset(every)
 		}
 		select {
 		case <-ctx.Done():

@@ -41,11 +41,11 @@ func (c *cli) convergeCommand() *cobra.Command {
 					}
 				})
 			}
-			ctx, cancel := context.WithTimeout(cmd.Context(), 2*time.Minute)
-			defer cancel()
-			if err := n.LockWait(ctx); err != nil {
+			if err := n.LockWait(cmd.Context()); err != nil {
 				return err
 			}
+			ctx, cancel := context.WithTimeout(cmd.Context(), 2*time.Minute)
+			defer cancel()
 			status, changes, err := n.Converge(ctx)
 			c.report(status, changes)
 			return passError(status, err)

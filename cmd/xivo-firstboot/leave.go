@@ -69,8 +69,6 @@ func (c *cli) forgetCommand() *cobra.Command {
 
 // asMember does something that only a node of a mesh can do, under its lock.
 func (c *cli) asMember(ctx context.Context, do func(context.Context, *firstboot.Node) error) error {
-	ctx, cancel := context.WithTimeout(ctx, leaveTime)
-	defer cancel()
 	n, err := c.open()
 	if err != nil {
 		return err
@@ -82,5 +80,7 @@ func (c *cli) asMember(ctx context.Context, do func(context.Context, *firstboot.
 	if err := n.LockWait(ctx); err != nil {
 		return err
 	}
+	ctx, cancel := context.WithTimeout(ctx, leaveTime)
+	defer cancel()
 	return do(ctx, n)
 }

@@ -98,14 +98,8 @@ type ports struct{ https, http, server, lan, wan int }
 
 func free(t *testing.T) ports {
 	t.Helper()
-	var n [5]int
-	for i := range n {
-		l, err := net.Listen("tcp4", "0.0.0.0:0")
-		check(t, err)
-		defer l.Close()
-		n[i] = l.Addr().(*net.TCPAddr).Port
-	}
-	return ports{n[0], n[1], n[2], n[3], n[4]}
+	port := func() int { return server.FreePort(t) }
+	return ports{port(), port(), port(), port(), port()}
 }
 
 func layout(t *testing.T, name string, n ports) *platform.Platform {

@@ -8,7 +8,6 @@ import (
 	"context"
 	"crypto/rand"
 	"fmt"
-	"net"
 	"net/url"
 	"os"
 	"os/exec"
@@ -36,7 +35,7 @@ func Postgres(t testing.TB, schemaSQL string) (dsn string) {
 	t.Helper()
 	root := debianRoot(t)
 	bin := strings.TrimPrefix(newest(t, filepath.Join(root, "usr/lib/postgresql/*/bin")), root)
-	port := freePort(t)
+	port := FreePort(t)
 	data := t.TempDir()
 
 	// The root is shared by all tests and stays as it is: only the mounts of a
@@ -184,16 +183,4 @@ func newest(t testing.TB, pattern string) string {
 		t.Fatalf("nothing matches %s (%v)", pattern, err)
 	}
 	return found[len(found)-1]
-}
-
-// freePort asks the kernel for a port that nobody has now. Another process may
-// take it before the server does; the server then fails and says so.
-func freePort(t testing.TB) int {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
 }

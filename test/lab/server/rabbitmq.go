@@ -51,12 +51,12 @@ func RabbitMQ(t testing.TB, ip string) *Broker {
 		t.Fatal(err)
 	}
 
-	port, distribution, mapper := freePort(t), freePort(t), freePort(t)
+	port, distribution, mapper := FreePort(t), FreePort(t), FreePort(t)
 	inside := strings.TrimPrefix(dir, filepath.Clean(root))
 	b := &Broker{
 		Host:       fmt.Sprintf("%s:%d", ip, port),
 		AMQP:       fmt.Sprintf("amqp://guest:guest@%s:%d/", ip, port),
-		Management: freePort(t),
+		Management: FreePort(t),
 		Root:       dir,
 		said:       new(bytes.Buffer),
 		env: []string{
