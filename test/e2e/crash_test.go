@@ -11,7 +11,6 @@ import (
 	"math"
 	"math/rand/v2"
 	"net/netip"
-	"os"
 	"os/exec"
 	"slices"
 	"strings"
@@ -36,9 +35,8 @@ const roundDeadline = 10 * time.Minute
 // In the end the machine is the same as after a first boot that nobody
 // disturbed.
 func TestCrash(t *testing.T) {
-	if os.Getenv("XIVO_LAB") == "" {
-		t.Skip("boots machines: run make test or make test-crash")
-	}
+	needsLab(t)
+	t.Parallel()
 	if *seed == 0 {
 		*seed = rand.Uint64()
 	}

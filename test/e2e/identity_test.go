@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"os"
 	"regexp"
 	"strings"
 	"testing"
@@ -100,9 +99,8 @@ var changed = regexp.MustCompile(`(?m)^(\w+) \d+/\d+ (\S+) \(\S+\)  changed: (.*
 // TestIdentityOfARunningServer takes a server that was never sealed through
 // everything that cloud-init and the hardware may say about it.
 func TestIdentityOfARunningServer(t *testing.T) {
-	if os.Getenv("XIVO_LAB") == "" {
-		t.Skip("boots a machine: run make test")
-	}
+	needsLab(t)
+	t.Parallel()
 	s := subject{&scenario.Node{Machine: unsealed(t)}, t}
 	original := s.uuid(t)
 
@@ -222,9 +220,8 @@ PGPASSWORD=proformatique psql -q -h localhost -U asterisk -c "DELETE FROM access
 // TestIdentityOfAnImage boots a sealed image that nobody gave a document, and
 // then goes on to take things away from it.
 func TestIdentityOfAnImage(t *testing.T) {
-	if os.Getenv("XIVO_LAB") == "" {
-		t.Skip("bakes an image and boots a machine: run make test")
-	}
+	needsLab(t)
+	t.Parallel()
 	m := newMesh(t)
 	machine, err := m.Lab.Start(t.Context(), lab.Node{Name: "single", Address: scenario.Address(1)})
 	if err != nil {

@@ -104,9 +104,8 @@ const (
 // TestLive adopts a running XiVO. Its run is ended in every way there is; each
 // time telephony comes back by itself, and the next run goes on.
 func TestLive(t *testing.T) {
-	if os.Getenv("XIVO_LAB") == "" {
-		t.Skip("boots a machine: run make test")
-	}
+	needsLab(t)
+	t.Parallel()
 	l := live{unsealed(t), t}
 	l.document("keep")
 	uuid, stored := l.uuid(), l.kv("")
@@ -152,9 +151,8 @@ func TestLive(t *testing.T) {
 // TestLivePowerCut gives a running copy an identity of its own, and the power
 // goes in the middle of it: the next boot goes on.
 func TestLivePowerCut(t *testing.T) {
-	if os.Getenv("XIVO_LAB") == "" {
-		t.Skip("boots a machine: run make test")
-	}
+	needsLab(t)
+	t.Parallel()
 	l := live{unsealed(t), t}
 	l.document("regenerate")
 	const liveTokens = "xivo/xivo-auth/"

@@ -33,9 +33,7 @@ const (
 // TestMesh goes through the life of one mesh of three; each part builds on the
 // ones before, so the first that fails ends it.
 func TestMesh(t *testing.T) {
-	if os.Getenv("XIVO_LAB") == "" {
-		t.Skip("bakes an image and boots machines: run make test")
-	}
+	needsLab(t) // and measures, alone
 	m := newMesh(t)
 
 	nodes := map[int]*scenario.Node{}
@@ -291,6 +289,15 @@ func TestMesh(t *testing.T) {
 	})
 }
 
+// needsLab skips a test on machines where there is none. Such tests mostly wait,
+// for boots and for daemons: two run at a time, but for the one that measures.
+func needsLab(t *testing.T) {
+	t.Helper()
+	if os.Getenv("XIVO_LAB") == "" {
+		t.Skip("boots machines: run make test")
+	}
+}
+
 // newMesh bakes the image if it has to.
 func newMesh(t *testing.T) *scenario.Mesh {
 	maker, err := recipe.New(t.Output())
@@ -313,7 +320,7 @@ func newMesh(t *testing.T) *scenario.Mesh {
 func closeLab(t *testing.T, l *lab.Lab) {
 	if t.Failed() {
 		dir, err := cache.Dir()
-		logs := filepath.Join(dir, "test-failed")
+		logs := filepath.Join(dir, "test-failed", t.Name())
 		err = errors.Join(err, os.RemoveAll(logs), l.SaveLogs(context.Background(), logs))
 		t.Logf("the journals and consoles are in %s (%v)", logs, err)
 	}

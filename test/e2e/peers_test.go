@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -26,9 +25,8 @@ import (
 // on machine 4 are Consuls without a XiVO, which say of themselves what they
 // like. Each part builds on the ones before, so the first that fails ends it.
 func TestPeers(t *testing.T) {
-	if os.Getenv("XIVO_LAB") == "" {
-		t.Skip("bakes an image and boots machines: run make test")
-	}
+	needsLab(t)
+	t.Parallel()
 	m := newMesh(t)
 	part := func(name string, f func(*testing.T)) {
 		if !t.Run(name, f) {

@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"encoding/json"
-	"os"
 	"strings"
 	"testing"
 
@@ -14,9 +13,8 @@ import (
 // TestSeal seals a machine, puts one thing after the other back that a bake may
 // leave behind, and expects the proofs to find each.
 func TestSeal(t *testing.T) {
-	if os.Getenv("XIVO_LAB") == "" {
-		t.Skip("boots a machine: run make test")
-	}
+	needsLab(t)
+	t.Parallel()
 	m := unsealed(t)
 	run := func(t *testing.T, script string) string {
 		t.Helper()

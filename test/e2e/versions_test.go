@@ -3,7 +3,6 @@ package e2e
 import (
 	"flag"
 	"fmt"
-	"os"
 	"strings"
 	"testing"
 	"time"
@@ -20,9 +19,8 @@ var versions = flag.String("versions", "15.20,16.16", "the XiVO versions of Test
 // it. That of 16.03 is TestMesh. PostgreSQL, RabbitMQ and Consul are the same in
 // all: what XiVO and its daemons did differently is what is tried here.
 func TestVersions(t *testing.T) {
-	if os.Getenv("XIVO_LAB") == "" {
-		t.Skip("boots machines: run make test")
-	}
+	needsLab(t)
+	t.Parallel()
 	for _, version := range strings.Split(*versions, ",") {
 		t.Run(version, func(t *testing.T) { clonesJoin(t, version) })
 	}

@@ -21,7 +21,7 @@ trap 'rm -f "$sector"' EXIT
 } >"$sector"
 
 guest() {
-	exec timeout 60 "$qemu" -accel "$1" -m 16 -nodefaults -display none \
+	exec timeout -k 5 60 "$qemu" -accel "$1" -m 16 -nodefaults -display none \
 		-device isa-debug-exit,iobase=0xf4,iosize=1 \
 		-drive "file=$sector,format=raw,if=floppy" 2>/dev/null
 }

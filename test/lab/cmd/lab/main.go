@@ -79,9 +79,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	return errors.New(usage)
 }
 
-// test runs everything that there is. The lab's own tests and the end-to-end
-// tests run alone: they look at what is left on this machine, they measure, and
-// they fill two cores by themselves.
+// test runs everything that there is. The packages of the lab's own tests and of
+// the end-to-end tests run alone: they look at what is left on this machine, they
+// measure, and they fill two cores by themselves.
 func test(ctx context.Context, maker *recipe.Maker, stdout io.Writer) error {
 	start := time.Now()
 	goTool, err := prepare(ctx, maker, stdout)
@@ -109,7 +109,7 @@ func test(ctx context.Context, maker *recipe.Maker, stdout io.Writer) error {
 	err = errors.Join(
 		goTool(append([]string{"test", "-timeout=10m"}, others...)...),
 		fuzz(maker.Repo, goTool),
-		goTool(append([]string{"test", "-timeout=30m", "-count=1", "-p=1", "-v"}, alone...)...),
+		goTool(append([]string{"test", "-timeout=30m", "-count=1", "-p=1", "-parallel=2", "-v"}, alone...)...),
 	)
 	left, leftErr := before.Leftovers(context.WithoutCancel(ctx))
 	if len(left) > 0 {
