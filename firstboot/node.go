@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -119,7 +120,9 @@ func Open(root string, log *slog.Logger) (*Node, error) {
 func (n *Node) loadDocument() (*cloudinit.Config, error) {
 	loaded, err := cloudinit.Load(n.Platform.Root)
 	if err == nil {
-		return loaded.Config, nil
+		if err = n.keepsForLife(loaded.Config); err == nil {
+			return loaded.Config, nil
+		}
 	}
 	if errors.Is(err, cloudinit.ErrNoDocument) {
 		err = nil
@@ -127,12 +130,48 @@ func (n *Node) loadDocument() (*cloudinit.Config, error) {
 	if n.Journal == nil {
 		return nil, err
 	}
-	raw, readErr := os.ReadFile(n.Platform.Path(documentFile))
-	if readErr != nil {
-		return nil, errors.Join(err, readErr)
+	config, keptErr := n.lastDocument()
+	return config, errors.Join(err, keptErr)
+}
+
+// lastDocument is the one that was in force last.
+func (n *Node) lastDocument() (*cloudinit.Config, error) {
+	raw, err := os.ReadFile(n.Platform.Path(documentFile))
+	if err != nil {
+		return nil, err
 	}
-	config, parseErr := cloudinit.Parse(raw, documentFile)
-	return config, errors.Join(err, parseErr)
+	return cloudinit.Parse(raw, documentFile)
+}
+
+// keepsForLife refuses a document that changes what an instance that has become
+// keeps for as long as it lives. To carry out a part would cut it off from its
+// mesh: Consul goes on with the gossip key and the token that it began with.
+func (n *Node) keepsForLife(next *cloudinit.Config) error {
+	if n.Journal == nil || !n.Journal.Finished(BecomePhase) {
+		return nil
+	}
+	if how, _ := n.Journal.Instance.compare(n.Instance); how != same {
+		return nil // what it is now, and with which document, is decided first
+	}
+	was, err := n.lastDocument()
+	if err != nil {
+		return nil // a good document is better than none
+	}
+	var changed []string
+	if next.Secret != was.Secret {
+		changed = append(changed, "`secret`")
+	}
+	if next.Consul.Encrypt != was.Consul.Encrypt {
+		changed = append(changed, "`consul.encrypt`")
+	}
+	if next.Advertise != was.Advertise && next.Advertise.Address != n.Identity().Advertise {
+		changed = append(changed, "`advertise`")
+	}
+	if len(changed) == 0 {
+		return nil
+	}
+	return fmt.Errorf("it changes %s, which a node keeps for life (its address is %s): put that back, or boot another node with it and let this one leave",
+		strings.Join(changed, " and "), n.Identity().Advertise)
 }
 
 // keepDocument writes the document in force where the next boot finds it, also

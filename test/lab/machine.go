@@ -11,6 +11,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/google/uuid"
+
 	"github.com/xivo-mesh/packer-plugin-xivo/cloudinit"
 	"github.com/xivo-mesh/packer-plugin-xivo/packer/nspawn/machine"
 )
@@ -134,6 +136,21 @@ func (m *Machine) DetachSeed() error {
 		if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
 			return fmt.Errorf("lab: machine %s: %w", m.Name, err)
 		}
+	}
+	return nil
+}
+
+// Move gives a virtual machine that is off the DMI of other hardware, as when its
+// disk is moved to a new VM. Its seed, and so its instance id, moves along.
+func (m *Machine) Move(dmi uuid.UUID) error {
+	v, ok := m.m.(*vm)
+	if !ok {
+		return fmt.Errorf("lab: machine %s: a container has no hardware of its own", m.Name)
+	}
+	before := v.commandLine
+	v.commandLine = dmiOption.ReplaceAllString(before, " -uuid "+dmi.String()+" ")
+	if v.commandLine == before {
+		return fmt.Errorf("lab: machine %s: its command line has no -uuid: %s", m.Name, before)
 	}
 	return nil
 }

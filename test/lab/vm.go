@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"syscall"
@@ -53,6 +54,9 @@ func NewVirtual(ctx context.Context, h Hypervisor) (*Lab, error) {
 	}
 	return l, nil
 }
+
+// dmiOption is what gives a virtual machine its DMI UUID.
+var dmiOption = regexp.MustCompile(` -uuid \S+ `)
 
 // vm is a virtual machine that QEMU runs in the sandbox, entered by SSH.
 type vm struct {

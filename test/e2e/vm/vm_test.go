@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/uuid"
 
 	"github.com/xivo-mesh/packer-plugin-xivo/test/e2e/scenario"
 	"github.com/xivo-mesh/packer-plugin-xivo/test/lab"
@@ -53,6 +54,8 @@ func TestVirtualMachines(t *testing.T) {
 		{"a status goes from each to the other, live", l.statuses},
 		{"clone node 2: the copy becomes another node, and joins", l.cloneJoined},
 		{"searches on node 1 and the copy find each other's user", l.searchCopy},
+		{"boot node 2 on other hardware: that is a doubt, and changes nothing but that it is held", l.moveOriginal},
+		{"a person says that it is the same machine: it is back in the mesh", l.sayItIsTheSame},
 	}
 	for i, step := range steps {
 		start := time.Now()
@@ -296,6 +299,59 @@ func (l *life) dmi(t *testing.T, n int) string {
 }
 
 func (l *life) searchCopy(t *testing.T) { l.find(t, 1, 3) }
+
+// moveOriginal does what somebody does who moves the disk of a node to a new VM.
+func (l *life) moveOriginal(t *testing.T) {
+	node, other := l.nodes[2], uuid.New()
+	err := node.Move(other)
+	if err == nil {
+		err = node.PowerOn(t.Context())
+	}
+	if err == nil {
+		err = node.WaitRunning(deadline(t, joinDeadline))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := l.dmi(t, 2); got != other.String() {
+		t.Fatalf("its DMI UUID is %s, it was given %s", got, other)
+	}
+	status, err := node.Status(t.Context())
+	if err != nil || status.State != "waiting" || !strings.Contains(status.Why, other.String()+", but not the instance id") {
+		t.Errorf("it is %s: %s (%v)", status.State, status.Why, err)
+	}
+	if got, err := node.UUID(t.Context()); err != nil || got != l.uuids[2] {
+		t.Errorf("its UUID is %s, it was %s (%v)", got, l.uuids[2], err)
+	}
+	if out, err := node.Run(t.Context(), "systemctl", "is-active", "postgresql", "rabbitmq-server", "consul", "xivo-confd", "xivo-dird", "xivo-ctid"); err != nil {
+		t.Errorf("telephony is held back: %v: %s", err, out)
+	}
+	for _, n := range []int{1, 3} {
+		s, err := l.nodes[n].Status(t.Context())
+		for _, p := range s.Peers {
+			if p.UUID == l.uuids[2] && p.Answered {
+				t.Errorf("node %d gets answers from it, which may be a copy", n)
+			}
+		}
+		if err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func (l *life) sayItIsTheSame(t *testing.T) {
+	node, said := l.nodes[2], time.Now()
+	if out, err := node.Run(deadline(t, proofDeadline), "xivo-firstboot", "become", "--same"); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if _, err := node.WaitJoined(deadline(t, joinDeadline), 2, said); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := node.UUID(t.Context()); err != nil || got != l.uuids[2] {
+		t.Errorf("its UUID is %s, it was %s (%v)", got, l.uuids[2], err)
+	}
+	l.find(t, 1, 2)
+}
 
 func deadline(t *testing.T, d time.Duration) context.Context {
 	ctx, cancel := context.WithTimeout(t.Context(), d)

@@ -1,0 +1,80 @@
+package firstboot
+
+import (
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/xivo-mesh/packer-plugin-xivo/cloudinit"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/platform"
+)
+
+// What a node keeps for life is not changed by halves when its document changes;
+// the rest of a document is taken.
+func TestADocumentOfANodeThatLives(t *testing.T) {
+	const began = "secret: a sentence that only we know"
+	for _, tc := range []struct {
+		name, document string
+		instance       string // what cloud-init says now
+		refused        string
+	}{
+		{"the same", began, "iid-1", ""},
+		{"another topology", began + "\n  topology: ring", "iid-1", ""},
+		{"its own address spelled out", began + "\n  advertise: 10.0.0.1", "iid-1", ""},
+		{"another secret", "secret: a sentence that nobody knows", "iid-1", "`secret`"},
+		{"another address", began + "\n  advertise: 10.0.0.2", "iid-1", "`advertise`"},
+		{"an interface", began + "\n  advertise: {interface: eth1}", "iid-1", "`advertise`"},
+		{"no encryption any more", began + "\n  consul: {encrypt: false}", "iid-1", "`consul.encrypt`"},
+		{"two of them", "secret: a sentence that nobody knows\n  consul: {encrypt: false}", "iid-1", "`secret` and `consul.encrypt`"},
+		{"another secret, for a clone that is to become another", "secret: a sentence that nobody knows", "iid-2", ""},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			p := &platform.Platform{Root: t.TempDir()}
+			write := func(name, text string) {
+				t.Helper()
+				if err := os.MkdirAll(filepath.Dir(p.Path(name)), 0o700); err != nil {
+					t.Fatal(err)
+				}
+				if err := os.WriteFile(p.Path(name), []byte(text), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			write(platform.VersionFile, "16.03")
+			write("/var/lib/cloud/data/instance-id", tc.instance)
+			write(documentFile, "xivo:\n  version: 1\n  peers: []\n  "+began+"\n")
+			write(cloudinit.ConfigFile, "xivo:\n  version: 1\n  peers: []\n  "+tc.document+"\n")
+			j := newJournal(p.Path(journalFile), Instance{ID: "iid-1"}, Identity{UUID: uuid.New(), Hostname: "xivo", Name: "xivo-1", Advertise: "10.0.0.1"})
+			j.Steps[BecomePhase.Name] = Stamp{done, time.Now().UTC()}
+			if err := j.save(); err != nil {
+				t.Fatal(err)
+			}
+
+			n, err := Open(p.Root, slog.New(slog.DiscardHandler))
+			if err != nil {
+				t.Fatal(err)
+			}
+			given, err := cloudinit.Load(p.Root)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if tc.refused == "" {
+				if n.DocumentErr != nil || string(cloudinit.UserData(n.Config)) != string(cloudinit.UserData(given.Config)) {
+					t.Errorf("it is not taken: %v", n.DocumentErr)
+				}
+				return
+			}
+			if said := fmt.Sprint(n.DocumentErr); !strings.Contains(said, "it changes "+tc.refused+", which a node keeps for life (its address is 10.0.0.1)") {
+				t.Errorf("it says: %s", said)
+			}
+			if n.Config.Secret != "a sentence that only we know" {
+				t.Error("the one of before is not in force")
+			}
+		})
+	}
+}
