@@ -97,6 +97,10 @@ func (c *Config) ReadSecret(root string) error {
 	// Opened before it is looked at, so that what is checked is what is read;
 	// without waiting, should it be a pipe.
 	f, err := os.OpenFile(filepath.Join(root, c.SecretFile), os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		// Not wrapped: that it is missing does not make the document a missing one.
+		return fmt.Errorf(what+"there is no such file: write it with `write_files`, mode 0600", c.SecretFile)
+	}
 	if err != nil {
 		return fmt.Errorf("cloudinit: secret_file: %w", err)
 	}

@@ -142,6 +142,14 @@ func TestSecretFile(t *testing.T) {
 			if err == nil || !strings.Contains(err.Error(), c.err) || strings.Contains(err.Error(), "hunter2") {
 				t.Errorf("want an error with %q, got: %v", c.err, err)
 			}
+			// In cloud-init's user data, too, and not as if there were no document.
+			if err := os.Remove(filepath.Join(root, ConfigFile)); err != nil {
+				t.Fatal(err)
+			}
+			put(t, root, "/var/lib/cloud/instance/cloud-config.txt", "#cloud-config\nxivo:\n  version: 1\n  peers: []\n  secret_file: /etc/mesh.secret\n", 0)
+			if _, err := Load(root); err == nil || !strings.Contains(err.Error(), c.err) || errors.Is(err, ErrNoDocument) {
+				t.Errorf("of user data: want an error with %q, got: %v", c.err, err)
+			}
 		})
 	}
 }
