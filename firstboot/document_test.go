@@ -22,17 +22,19 @@ func TestADocumentOfANodeThatLives(t *testing.T) {
 	for _, tc := range []struct {
 		name, document string
 		instance       string // what cloud-init says now
+		cutOff         bool
 		refused        string
 	}{
-		{"the same", began, "iid-1", ""},
-		{"another topology", began + "\n  topology: ring", "iid-1", ""},
-		{"its own address spelled out", began + "\n  advertise: 10.0.0.1", "iid-1", ""},
-		{"another secret", "secret: a sentence that nobody knows", "iid-1", "`secret`"},
-		{"another address", began + "\n  advertise: 10.0.0.2", "iid-1", "`advertise`"},
-		{"an interface", began + "\n  advertise: {interface: eth1}", "iid-1", "`advertise`"},
-		{"no encryption any more", began + "\n  consul: {encrypt: false}", "iid-1", "`consul.encrypt`"},
-		{"two of them", "secret: a sentence that nobody knows\n  consul: {encrypt: false}", "iid-1", "`secret` and `consul.encrypt`"},
-		{"another secret, for a clone that is to become another", "secret: a sentence that nobody knows", "iid-2", ""},
+		{"the same", began, "iid-1", false, ""},
+		{"another topology", began + "\n  topology: ring", "iid-1", false, ""},
+		{"its own address spelled out", began + "\n  advertise: 10.0.0.1", "iid-1", false, ""},
+		{"another secret", "secret: a sentence that nobody knows", "iid-1", false, "`secret`"},
+		{"another address", began + "\n  advertise: 10.0.0.2", "iid-1", false, "`advertise`"},
+		{"an interface", began + "\n  advertise: {interface: eth1}", "iid-1", false, "`advertise`"},
+		{"no encryption any more", began + "\n  consul: {encrypt: false}", "iid-1", false, "`consul.encrypt`"},
+		{"two of them", "secret: a sentence that nobody knows\n  consul: {encrypt: false}", "iid-1", false, "`secret` and `consul.encrypt`"},
+		{"another secret, after a become that was cut off", "secret: a sentence that nobody knows", "iid-1", true, "`secret`"},
+		{"another secret, for a clone that is to become another", "secret: a sentence that nobody knows", "iid-2", false, ""},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			p := &platform.Platform{Root: t.TempDir()}
@@ -51,6 +53,9 @@ func TestADocumentOfANodeThatLives(t *testing.T) {
 			write(cloudinit.ConfigFile, "xivo:\n  version: 1\n  peers: []\n  "+tc.document+"\n")
 			j := newJournal(p.Path(journalFile), Instance{ID: "iid-1"}, Identity{UUID: uuid.New(), Hostname: "xivo", Name: "xivo-1", Advertise: "10.0.0.1"})
 			j.Steps[BecomePhase.Name] = Stamp{done, time.Now().UTC()}
+			if tc.cutOff {
+				delete(j.Steps, BecomePhase.Name)
+			}
 			if err := j.save(); err != nil {
 				t.Fatal(err)
 			}

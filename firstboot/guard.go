@@ -93,6 +93,10 @@ func (n *Node) Isolate(ctx context.Context, why string) {
 		return
 	}
 	n.verdict, n.members = why, nil
+	// What it has is of the document that it became with, whatever a new seed says.
+	if was, err := n.lastDocument(); err == nil {
+		n.Config = was
+	}
 	ctx, cancel := context.WithTimeout(ctx, guardWait)
 	defer cancel()
 	rules, err := firewallRules(ctx, n)

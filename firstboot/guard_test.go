@@ -81,6 +81,11 @@ func TestABootIsNotHeldBackByTheFirewall(t *testing.T) {
 
 func TestAMachineInDoubtIsKeptOutOfTheMesh(t *testing.T) {
 	n, rules, log := booting(t)
+	if err := n.keepDocument(); err != nil {
+		t.Fatal(err)
+	}
+	key := n.Credentials().GossipKey().Reveal()
+	n.Config.Secret = "of a seed that came with the other instance id"
 	n.Isolate(t.Context(), "the instance id changed")
 	if log.Len() > 0 {
 		t.Fatal(log)
@@ -101,6 +106,9 @@ func TestAMachineInDoubtIsKeptOutOfTheMesh(t *testing.T) {
 	}
 	if err != nil || consul["retry_join_wan"] != nil || consul["datacenter"] != "xivo-0123abcd" {
 		t.Errorf("Consul's configuration: %v, %v", consul, err)
+	}
+	if consul["encrypt"] != key {
+		t.Error("Consul is given the key of another mesh")
 	}
 	if _, err := os.Stat(n.Platform.Path(platform.ConsulDataDir, "serf/remote.snapshot")); err == nil {
 		t.Error("Consul remembers the WAN")

@@ -54,10 +54,15 @@ type Journal struct {
 	file string
 }
 
-// readJournal returns nil where there is none yet.
+// readJournal returns nil where there is none yet. A machine that has the status
+// of a node had one: to take it for a new machine would change its identity.
 func readJournal(file string) (*Journal, error) {
 	raw, err := os.ReadFile(file)
 	if errors.Is(err, fs.ErrNotExist) {
+		status := filepath.Join(filepath.Dir(file), filepath.Base(statusFile))
+		if _, err := os.Stat(status); err == nil {
+			return nil, fmt.Errorf("journal: %s is gone, but %s says that this machine is a node: nothing was changed; restore it from a backup, or remove both for this machine to become a new node", file, status)
+		}
 		return nil, nil
 	}
 	if err != nil {

@@ -9,6 +9,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/platform"
 )
 
 const wholeJournal = `{"format": 1, "instance": {"id": "i-1", "product": ""},
@@ -37,8 +39,19 @@ func TestADamagedJournalIsAnError(t *testing.T) {
 			}
 		})
 	}
-	if j, err := readJournal(filepath.Join(t.TempDir(), "journal.json")); j != nil || err != nil {
+	p := &platform.Platform{Root: t.TempDir()}
+	if j, err := readJournal(p.Path(journalFile)); j != nil || err != nil || HasBecome(p.Root) {
 		t.Errorf("of a machine that never became anything: %v, %v", j, err)
+	}
+	// Without its journal, a node that was sealed once looks like an image.
+	if err := os.MkdirAll(p.Path(platform.StateDir), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(p.Path(statusFile), []byte("{}"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if j, err := readJournal(p.Path(journalFile)); j != nil || err == nil || !strings.Contains(err.Error(), "is gone, but") || !HasBecome(p.Root) {
+		t.Errorf("of a node whose journal was lost: %v, %v; it is held: %v", j, err, !HasBecome(p.Root))
 	}
 }
 

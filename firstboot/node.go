@@ -143,11 +143,11 @@ func (n *Node) lastDocument() (*cloudinit.Config, error) {
 	return cloudinit.Parse(raw, documentFile)
 }
 
-// keepsForLife refuses a document that changes what an instance that has become
-// keeps for as long as it lives. To carry out a part would cut it off from its
-// mesh: Consul goes on with the gossip key and the token that it began with.
+// keepsForLife refuses a document that changes what an instance keeps for as long
+// as it lives, from when it began to become. To carry out a part would cut it off
+// from its mesh: Consul goes on with the gossip key and the token that it has.
 func (n *Node) keepsForLife(next *cloudinit.Config) error {
-	if n.Journal == nil || !n.Journal.Finished(BecomePhase) {
+	if n.Journal == nil {
 		return nil
 	}
 	if how, _ := n.Journal.Instance.compare(n.Instance); how != same {
