@@ -32,8 +32,12 @@ func (n *Node) Decide(confirmed bool) (Action, string) {
 	})
 }
 
-// consulReset is the step after which only the export has the KV.
-const consulReset = "become.consul-state"
+const (
+	consulReset = "become.consul-state"
+	// consulGone is stamped right before the first thing of Consul's state is
+	// removed: from then on only the export has the KV.
+	consulGone = "become.consul-gone"
+)
 
 // Begin takes the decision on the identity and writes it to the journal. It
 // says what was decided, and why. Nothing but the journal is changed.
@@ -44,8 +48,14 @@ func (n *Node) Begin(ctx context.Context, confirmed bool) (Action, string, error
 	}
 	switch action {
 	case Resume:
-		// Consul may have run since the become was cut off, and begun anew as
-		// the original; the KV is in the export.
+		// Consul may have run since the become was cut off. If its state was
+		// there still, it holds more than the export; if not, it has begun anew as
+		// the original, and the KV is in the export.
+		if !n.Journal.begun(consulGone) {
+			if err := n.Journal.redo(BecomePhase.Name + "." + kvExport); err != nil {
+				return action, why, err
+			}
+		}
 		return action, why, n.Journal.redo(consulReset)
 	case Become, Adopt:
 		if err := os.MkdirAll(n.Platform.Path(platform.StateDir), 0o700); err != nil {
@@ -97,7 +107,12 @@ func (n *Node) prepare(ctx context.Context, confirmed bool) (Action, string, err
 	if err != nil {
 		return action, why, err
 	}
+	was := n.Journal
 	n.Journal = newJournal(n.Platform.Path(journalFile), n.Instance, id)
+	if was != nil && was.begun(consulGone) && !was.Done("settle.kv-retire") {
+		// A copy of a node that was cut off has the KV in the export only, too.
+		n.Journal.Steps[consulGone] = was.Steps[consulGone]
+	}
 	return action, why, nil
 }
 
@@ -192,11 +207,34 @@ func sshHostKeys(_ context.Context, n *Node) (Resource, error) {
 // kvExported makes sure that the KV was exported before anything removes it: by
 // the seal, or by `run` while Consul was up, or here from the files at rest.
 func kvExported(_ context.Context, n *Node) (Resource, error) {
-	return exported(n, func(ctx context.Context) error {
+	return n.export(func(ctx context.Context) error {
 		ctx, cancel := context.WithTimeout(ctx, time.Minute)
 		defer cancel()
-		return consul.ExportAtRest(ctx, n.Platform, n.Platform.Path(exportFile))
+		return n.replaceExport(func(file string) error { return consul.ExportAtRest(ctx, n.Platform, file) })
 	}), nil
+}
+
+// export is an export that holds what Consul does, or did before its state went.
+func (n *Node) export(export func(context.Context) error) Resource {
+	there := exported(n, export)
+	return resource{
+		diff: func(ctx context.Context) ([]string, error) {
+			diff, err := there.Diff(ctx)
+			if diff != nil || err != nil || n.exported || n.Journal.begun(consulGone) {
+				return diff, err
+			}
+			// The seal emptied Consul: what it holds since is not the KV.
+			if sum, err := n.sum(exportFile); err != nil || n.manifest != nil && n.manifest.KV == sum {
+				return nil, err
+			}
+			_, err = os.Stat(n.Platform.Path(platform.ConsulDataDir, "raft"))
+			if errors.Is(err, fs.ErrNotExist) {
+				return nil, nil
+			}
+			return []string{"Consul may hold more than the export that an earlier run left"}, err
+		},
+		apply: export,
+	}
 }
 
 // exported is the export's presence; export makes one.
@@ -298,6 +336,13 @@ func consulEmptied(_ context.Context, n *Node) (Resource, error) {
 		apply: func(ctx context.Context) error {
 			if _, err := os.Stat(n.Platform.Path(exportFile)); err != nil {
 				return fmt.Errorf("the KV's export is missing, so Consul's state stays: %w", err)
+			}
+			// What Consul writes after a refusal is not in the export.
+			if err := emptied.InUse(); err != nil {
+				return err
+			}
+			if err := n.Journal.stamp(consulGone, done); err != nil {
+				return err
 			}
 			return emptied.Apply(ctx)
 		},

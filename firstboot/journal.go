@@ -125,6 +125,12 @@ func (j *Journal) redo(id string) error {
 	return j.stamp(id, running)
 }
 
+// begun says whether a step was ever begun.
+func (j *Journal) begun(id string) bool {
+	_, ok := j.Steps[id]
+	return ok
+}
+
 // Done says whether a step was stamped done.
 func (j *Journal) Done(id string) bool { return j.Steps[id].State == done }
 

@@ -79,19 +79,18 @@ func (n *Node) Stay(ctx context.Context) error {
 
 // exportLive exports the KV while Consul runs and XiVO does not need to stop.
 func (n *Node) exportLive(ctx context.Context) error {
-	file := n.Platform.Path(exportFile)
-	if _, begun := n.Journal.Steps[consulReset]; begun {
+	if n.Journal.begun(consulGone) {
 		return nil // what Consul holds now is not the original
 	}
-	// One of an earlier run that ended before anything was removed is stale.
-	if err := os.Remove(file); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	// One that does not run is read by become, from its files.
+	if up, err := n.Platform.Init.Active(ctx, "consul"); err != nil || !up {
 		return err
 	}
 	defer n.reset() // token and address are about to change
 	// Become's own step, while there is a Consul to ask.
 	i := slices.IndexFunc(BecomePhase.Steps, func(s Step) bool { return s.Name == kvExport })
 	step := BecomePhase.Steps[i]
-	step.Open = func(context.Context, *Node) (Resource, error) { return exported(n, n.exportKV), nil }
+	step.Open = func(context.Context, *Node) (Resource, error) { return n.export(n.exportKV), nil }
 	_, err := n.runStep(ctx, BecomePhase.Name, step, i+1, len(BecomePhase.Steps))
 	return err
 }
@@ -104,5 +103,20 @@ func (n *Node) exportKV(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return c.Export(ctx, n.Platform.Path(exportFile))
+	return n.replaceExport(func(file string) error { return c.Export(ctx, file) })
+}
+
+// replaceExport puts an export in the place of an older one, which stays until
+// then: it may be all that there is.
+func (n *Node) replaceExport(export func(file string) error) error {
+	file := n.Platform.Path(exportFile)
+	beside := file + ".new"
+	if err := os.Remove(beside); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := export(beside); err != nil {
+		return err
+	}
+	n.exported = true
+	return os.Rename(beside, file)
 }

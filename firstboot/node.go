@@ -87,6 +87,9 @@ type Node struct {
 	// unmanaged names WAN members that do not tell who they are.
 	unmanaged []string
 
+	// exported: this process made the export of the KV.
+	exported bool
+
 	db     *pgx.Conn
 	consul *consul.Client
 	// consulErr: one wait for a Consul that is down is enough for a pass.

@@ -24,7 +24,7 @@ func kvImported(ctx context.Context, n *Node) (Resource, error) {
 
 func kvRetired(_ context.Context, n *Node) (Resource, error) {
 	// It holds private contacts, and would be in the way of the next export.
-	return seal.Gone(n.Platform, exportFile, consul.AtRestDir), nil
+	return seal.Gone(n.Platform, exportFile+"*", consul.AtRestDir), nil
 }
 
 // withBroker opens a step's resource on the broker.

@@ -43,10 +43,18 @@ func (s *State) Diff(context.Context) ([]string, error) {
 	return diff, nil
 }
 
-// Apply removes it.
-func (s *State) Apply(context.Context) error {
+// InUse is an error while a process has files of it open.
+func (s *State) InUse() error {
 	if err := notRunning(s.p); err != nil {
 		return fmt.Errorf("consul: empty its state: %w", err)
+	}
+	return nil
+}
+
+// Apply removes it.
+func (s *State) Apply(context.Context) error {
+	if err := s.InUse(); err != nil {
+		return err
 	}
 	for _, name := range state {
 		if err := os.RemoveAll(s.p.Path(platform.ConsulDataDir, name)); err != nil {
