@@ -65,8 +65,8 @@ func openDisk(name string) (disk, error) {
 type machine struct {
 	name   string
 	id     uuid.UUID // the DMI UUID, a second sign that it is another machine
-	disk   disk      // not written to: the clone gets a layer over it
-	layer  string
+	image  disk      // only read: the clone gets a copy
+	disk   string
 	seed   string
 	bridge string
 }
@@ -74,12 +74,13 @@ type machine struct {
 // uuids derives the DMI UUID from the instance id.
 var uuids = uuid.MustParse("5f1f3c0e-6a0a-4f0e-9b57-3f6f6e0c8a11")
 
-func newMachine(hostname, instance, seed, bridge string, d disk) machine {
+func newMachine(hostname, instance, seed, bridge string, image disk) machine {
 	return machine{
-		name:   hostname,
-		id:     uuid.NewSHA1(uuids, []byte(instance)),
-		disk:   d,
-		layer:  strings.TrimSuffix(seed, ".iso") + ".qcow2",
+		name:  hostname,
+		id:    uuid.NewSHA1(uuids, []byte(instance)),
+		image: image,
+		// Another instance that takes a host name over starts from the image.
+		disk:   filepath.Join(filepath.Dir(seed), instance+".qcow2"),
 		seed:   seed,
 		bridge: bridge,
 	}
@@ -90,9 +91,15 @@ func (m machine) mac() string {
 	return fmt.Sprintf("52:54:00:%02x:%02x:%02x", m.id[0], m.id[1], m.id[2])
 }
 
-// createLayer makes the disk of the clone, unless the clone was there before.
-func (m machine) createLayer() string {
-	return shell("test", "-e", m.layer) + " || " + shell("qemu-img", "create", "-q", "-f", "qcow2", "-F", m.disk.format, "-b", m.disk.path, m.layer)
+// createDisk makes the disk of the clone, unless the clone was there before. It
+// is a copy, not a layer over the image: the next bake may put another image in
+// that place, and what is written over one image is nothing over another. It has
+// its name only once it is whole.
+func (m machine) createDisk() string {
+	part := m.disk + ".part"
+	return shell("test", "-e", m.disk) + " || { " +
+		shell("qemu-img", "convert", "-f", m.image.format, "-O", "qcow2", m.image.path, part) + " && " +
+		shell("mv", part, m.disk) + "; }"
 }
 
 // The seed is a disk for both, since kernels for clouds lack the controllers of
@@ -106,7 +113,7 @@ func (m machine) qemu() string {
 	}
 	return shell("qemu-system-x86_64", "-name", m.name, "-uuid", m.id.String(),
 		"-machine", "pc", "-accel", "kvm", "-accel", "tcg", "-m", fmt.Sprint(memoryMiB), "-smp", fmt.Sprint(cpus),
-		"-drive", "file="+m.layer+",format=qcow2,if=virtio",
+		"-drive", "file="+m.disk+",format=qcow2,if=virtio",
 		"-drive", "file="+m.seed+",format=raw,if=virtio,readonly=on",
 		"-nic", nic+",model=virtio-net-pci,mac="+m.mac(),
 		"-nographic")
@@ -120,7 +127,7 @@ func (m machine) virtInstall() string {
 	}
 	return shell("virt-install", "--name", m.name, "--uuid", m.id.String(), "--import",
 		"--memory", fmt.Sprint(memoryMiB), "--vcpus", fmt.Sprint(cpus), "--os-variant", "generic",
-		"--disk", "path="+m.layer+",format=qcow2,bus=virtio",
+		"--disk", "path="+m.disk+",format=qcow2,bus=virtio",
 		"--disk", "path="+m.seed+",format=raw,bus=virtio,readonly=on",
 		"--network", network+",model=virtio,mac="+m.mac(),
 		"--noautoconsole")

@@ -60,9 +60,12 @@ func (p *PostProcessor) PostProcess(ctx context.Context, ui packersdk.Ui, artifa
 			continue
 		}
 		m := newMachine(node.Hostname, node.InstanceID, name, c.Bridge, image)
-		layer := m.createLayer() + " && "
-		ui.Message("QEMU:    " + layer + m.qemu())
-		ui.Message("libvirt: " + layer + m.virtInstall())
+		if _, err := os.Lstat(m.disk); err == nil {
+			ui.Message(fmt.Sprintf("Its disk %s is there already, and stays what it is: for a machine from this image, set another instance_id", m.disk))
+		}
+		create := m.createDisk() + " && "
+		ui.Message("QEMU:    " + create + m.qemu())
+		ui.Message("libvirt: " + create + m.virtInstall())
 	}
 	if !found {
 		ui.Say("There is no disk image here: give each machine its seed as a disk or CD-ROM")

@@ -126,6 +126,79 @@ func TestPostProcess(t *testing.T) {
 	}
 }
 
+// What is shown for QEMU is run by a shell, over and over, with programs that
+// imitate QEMU's: a machine writes its disk's content and a line of its own.
+func TestAMachineKeepsItsDiskAndItsNameMayGoToAnother(t *testing.T) {
+	dir, bin := t.TempDir(), t.TempDir()
+	for name, script := range map[string]string{
+		"qemu-img": `[ "$1" = convert ] || exit 1
+while [ $# -gt 2 ]; do shift; done
+tail -c +513 "$1" >"$2"
+[ ! -e "$(dirname "$1")/full" ]`,
+		"qemu-system-x86_64": `while [ "$1" != -drive ]; do shift; done
+disk=${2#file=}; disk=${disk%%,*}
+printf '+written' >>"$disk"; cat "$disk"`,
+	} {
+		if err := os.WriteFile(filepath.Join(bin, name), []byte("#!/bin/sh\n"+script+"\n"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	image := filepath.Join(dir, "it's one")
+	bake := func(content string) {
+		t.Helper()
+		if err := os.WriteFile(image, append(append([]byte("QFI\xfb"), make([]byte, 508)...), content...), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	shown := func(node string) string {
+		t.Helper()
+		return run(t, "$", "user_data = $document\noutput_directory = \""+dir+"/seeds\"\nnode {\nhostname = \"lyon\"\n"+node+"\n}\n", image)
+	}
+	boot := func(shown string) string {
+		t.Helper()
+		_, line, _ := strings.Cut(shown, "QEMU:")
+		line, _, _ = strings.Cut(line, "\n")
+		cmd := exec.Command("sh", "-c", line)
+		cmd.Env = []string{"PATH=" + bin + ":/usr/bin:/bin"}
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			return strings.TrimSpace(string(out) + " " + err.Error())
+		}
+		return string(out)
+	}
+	full := filepath.Join(dir, "full")
+	if err := os.WriteFile(full, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	bake("first")
+	line := shown("")
+	if got := boot(line); got != "exit status 1" {
+		t.Fatalf("a machine boots without a whole disk: %q", got)
+	}
+	if err := os.Remove(full); err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(line, "is there already") {
+		t.Errorf("a disk that was never whole is kept:\n%s", line)
+	}
+	for _, want := range []string{"first+written", "first+written+written"} {
+		if got := boot(line); got != want {
+			t.Fatalf("the machine has %q, want %q", got, want)
+		}
+	}
+	bake("second") // in the place of the first
+	line = shown("")
+	if !strings.Contains(line, "i-lyon.qcow2 is there already") {
+		t.Errorf("that the new image is not used is not told:\n%s", line)
+	}
+	if got := boot(line); got != "first+written+written+written" {
+		t.Errorf("the machine has %q after another bake", got)
+	}
+	if got := boot(shown(`instance_id = "lyon-2"`)); got != "second+written" {
+		t.Errorf("another machine of that name has %q", got)
+	}
+}
+
 func TestSeedsAreNoCloudsAndPrivate(t *testing.T) {
 	dir := t.TempDir()
 	seeds := filepath.Join(dir, "seeds")

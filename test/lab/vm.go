@@ -25,7 +25,7 @@ type Hypervisor struct {
 	Key, KeyPublic string
 	// Seed writes a machine's seed into a folder, and returns what a shell runs to
 	// boot a clone of the image with it on that bridge, in the foreground. The
-	// clone's disk is in that folder, too, named like the machine.
+	// clone's disk is in that folder, too, named by the machine's instance id.
 	Seed func(ctx context.Context, dir, image, bridge string, n Node) (commandLine string, err error)
 }
 
@@ -103,7 +103,7 @@ func (l *Lab) virtual(ctx context.Context, h Hypervisor, n Node) (computer, erro
 		sandbox:     l.sandbox,
 		name:        n.Name,
 		commandLine: commandLine,
-		disk:        filepath.Join(dir, n.Name+".qcow2"),
+		disk:        filepath.Join(dir, n.InstanceID+".qcow2"),
 		// One connection for all commands: to make one costs the guest a second.
 		ssh: []string{"ssh", "-F", "none", "-i", h.Key, "-l", "root", "-o", "BatchMode=yes", "-o", "LogLevel=ERROR",
 			"-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null",

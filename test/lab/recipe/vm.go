@@ -119,7 +119,7 @@ func (m *Maker) Accelerator(ctx context.Context) (string, error) {
 
 // Seed writes the seed of a node into a folder with the post-processor
 // xivo-seed, and returns the command line that it shows for QEMU: that creates
-// the node's disk over the image, unless it is there, and boots it.
+// the node's disk from the image, unless it is there, and boots it.
 func (m *Maker) Seed(ctx context.Context, dir, image, bridge string, n lab.Node) (commandLine string, err error) {
 	// Short: the plugin's socket is in it, and its path has room for 107 bytes.
 	home, err := os.MkdirTemp("", "xivo-")
