@@ -96,7 +96,7 @@ func (l *Lab) virtual(ctx context.Context, h Hypervisor, n Node) (computer, erro
 	}
 	accel := h.Accelerator
 	if accel == "tcg" {
-		accel += ",tb-size=128"
+		accel += ",tb-size=512"
 	}
 	commandLine = strings.Replace(commandLine, printed, " -accel "+accel+" ", 1) + " -m 1536"
 	return &vm{
@@ -138,15 +138,20 @@ func (v *vm) Poweroff(ctx context.Context) error {
 		return nil
 	}
 	defer func() { v.exited = nil }()
+	told := false
 	err := Wait(ctx, v.name+" to power off", func(ctx context.Context) (bool, error) {
-		// The connection may break before the command has ended.
-		_, err := output(v.Command(ctx, "systemctl", "poweroff"))
 		select {
 		case <-v.exited:
 			return true, nil
 		default:
-			return false, err
 		}
+		if told {
+			return false, errors.New("it is shutting down")
+		}
+		// Not to be waited for: a connection to who is gone takes a minute to break.
+		_, err := output(v.Command(ctx, "systemctl", "--no-block", "poweroff"))
+		told = err == nil
+		return false, err
 	})
 	if err != nil {
 		v.kill()

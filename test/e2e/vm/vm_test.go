@@ -52,9 +52,10 @@ func TestVirtualMachines(t *testing.T) {
 		{"boot two clones by their boot loader; they become two nodes and join", l.bootTwo},
 		{"searches on each find the user of the other", l.search},
 		{"a status goes from each to the other, live", l.statuses},
-		{"clone node 2: the copy becomes another node, and joins", l.cloneJoined},
+		{"switch node 2 off; boot a copy of its disk, and its disk on other hardware", l.cloneAndMove},
+		{"the copy becomes another node, and joins", l.copyJoins},
 		{"searches on node 1 and the copy find each other's user", l.searchCopy},
-		{"boot node 2 on other hardware: that is a doubt, and changes nothing but that it is held", l.moveOriginal},
+		{"other hardware alone is a doubt: node 2 is who it was, held, and its telephony runs", l.movedIsHeld},
 		{"a person says that it is the same machine: it is back in the mesh", l.sayItIsTheSame},
 	}
 	for i, step := range steps {
@@ -75,6 +76,8 @@ type life struct {
 	forced      string // accelerator, "" to let the template decide
 	accelerator string
 	image       recipe.Image
+
+	hardware string // the DMI UUID of node 2 before it is moved
 
 	mesh  *scenario.Mesh
 	nodes map[int]*scenario.Node
@@ -272,21 +275,28 @@ func (l *life) statuses(t *testing.T) {
 	}
 }
 
-// cloneJoined does what somebody does who clones the VM of a node: the copy gets
-// a DMI UUID and a seed of its own.
-func (l *life) cloneJoined(t *testing.T) {
+// cloneAndMove does what somebody does who clones the VM of a node (the copy gets
+// a DMI UUID and a seed of its own), and who moves the node to a new VM.
+func (l *life) cloneAndMove(t *testing.T) {
 	const original, copied = 2, 3
-	dmi := l.dmi(t, original)
-	if err := l.nodes[original].Poweroff(deadline(t, proofDeadline)); err != nil {
+	node := l.nodes[original]
+	l.hardware = l.dmi(t, original)
+	if err := node.Poweroff(deadline(t, proofDeadline)); err != nil {
 		t.Fatal(err)
 	}
 	var err error
-	if l.nodes[copied], err = l.mesh.BootCopy(t.Context(), copied, l.nodes[original]); err != nil {
+	if l.nodes[copied], err = l.mesh.BootCopy(t.Context(), copied, node); err != nil {
 		t.Fatal(err)
 	}
-	l.settle(t, copied)
-	if got := l.dmi(t, copied); got == "" || got == dmi {
-		t.Errorf("the copy has the DMI UUID %q, the original %q", got, dmi)
+	if err := errors.Join(node.Move(uuid.New()), node.PowerOn(t.Context())); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (l *life) copyJoins(t *testing.T) {
+	l.settle(t, 3)
+	if got := l.dmi(t, 3); got == "" || got == l.hardware {
+		t.Errorf("the copy has the DMI UUID %q, the original %q", got, l.hardware)
 	}
 }
 
@@ -300,24 +310,17 @@ func (l *life) dmi(t *testing.T, n int) string {
 
 func (l *life) searchCopy(t *testing.T) { l.find(t, 1, 3) }
 
-// moveOriginal does what somebody does who moves the disk of a node to a new VM.
-func (l *life) moveOriginal(t *testing.T) {
-	node, other := l.nodes[2], uuid.New()
-	err := node.Move(other)
-	if err == nil {
-		err = node.PowerOn(t.Context())
-	}
-	if err == nil {
-		err = node.WaitRunning(deadline(t, joinDeadline))
-	}
-	if err != nil {
+func (l *life) movedIsHeld(t *testing.T) {
+	node := l.nodes[2]
+	if err := node.WaitRunning(deadline(t, joinDeadline)); err != nil {
 		t.Fatal(err)
 	}
-	if got := l.dmi(t, 2); got != other.String() {
-		t.Fatalf("its DMI UUID is %s, it was given %s", got, other)
+	now := l.dmi(t, 2)
+	if now == l.hardware {
+		t.Fatalf("its DMI UUID is still %s", now)
 	}
 	status, err := node.Status(t.Context())
-	if err != nil || status.State != "waiting" || !strings.Contains(status.Why, other.String()+", but not the instance id") {
+	if err != nil || status.State != "waiting" || !strings.Contains(status.Why, l.hardware+" to "+now+", but not the instance id") {
 		t.Errorf("it is %s: %s (%v)", status.State, status.Why, err)
 	}
 	if got, err := node.UUID(t.Context()); err != nil || got != l.uuids[2] {
