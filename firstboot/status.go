@@ -68,6 +68,8 @@ func (n *Node) Waits(ctx context.Context) string {
 		return why + "; `xivo-firstboot run` makes this server a node"
 	case action == Hold:
 		return why
+	case action != Unchanged && n.DocumentErr != nil:
+		return fmt.Sprintf("%s; that is still to be done, and cannot be with this document (cloud-init reads a corrected one only with a new instance-id): %v", why, n.DocumentErr)
 	case action != Unchanged:
 		return why + "; that is still to be done: `xivo-firstboot run` does it, and `journalctl -u xivo-firstboot` says why no boot did"
 	case n.Config == nil:

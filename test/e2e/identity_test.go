@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"context"
 	"regexp"
 	"strings"
 	"testing"
@@ -281,5 +282,63 @@ printf 'datasource_list: [NoCloud, None]\nnetwork: {config: disabled}\n' >/etc/c
 	})
 	if id := s.uuid(t); ok && id != became {
 		t.Errorf("its UUID is %s, it was %s", id, became)
+	}
+}
+
+// TestABadDocumentAtTheFirstBoot is what somebody sees who made a mistake in the
+// user data of a clone, and then puts it right.
+func TestABadDocumentAtTheFirstBoot(t *testing.T) {
+	needsLab(t)
+	t.Parallel()
+	m := newMesh(t)
+	machine, err := m.Lab.Start(t.Context(), lab.Node{Name: "single", Address: scenario.Address(1), InstanceID: "iid-mistaken",
+		UserData: []byte("#cloud-config\nxivo:\n  version: 1\n  peer: [10.77.0.12]\n  secret: a sentence that only we know\n")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := subject{&scenario.Node{Machine: machine}, t}
+	if err := lab.Wait(deadline(t, joinDeadline), "the boot to end with a unit that failed", func(ctx context.Context) (bool, error) {
+		// It exits non-zero in this state.
+		state, err := s.Run(ctx, "sh", "-c", "systemctl is-system-running || true")
+		return strings.TrimSpace(state) == "degraded", err
+	}); err != nil {
+		t.Fatal(err)
+	}
+
+	status, err := s.Status(t.Context())
+	if err != nil || status.State != "waiting" || !strings.Contains(status.Why, "unknown key") {
+		t.Errorf("it is %s: %s (%v)", status.State, status.Why, err)
+	}
+	if said := s.run(t, "journalctl --boot --unit=xivo-firstboot --output=cat"); !strings.Contains(said, `unknown key "peer"`) || !strings.Contains(said, "status=2/INVALIDARGUMENT") {
+		t.Errorf("the unit's journal does not say what is wrong:\n%s", said)
+	}
+	if id := s.uuid(t); id != uuid.Nil.String() {
+		t.Errorf("its UUID is %s: an image has none until it becomes", id)
+	}
+	if left := s.run(t, "ls /var/lib/xivo-firstboot"); left != "kv.json\nseal.json" && left != "kv.json\nlock\nseal.json" {
+		t.Errorf("something was begun: %q", left)
+	}
+	// It is nobody, so it must not run as somebody.
+	if out := s.run(t, "systemctl is-active consul rabbitmq-server xivo-confd || true"); strings.Contains("\n"+out, "\nactive") {
+		t.Errorf("daemons run without an identity: %s", out)
+	}
+
+	if err := s.Poweroff(deadline(t, proofDeadline)); err != nil {
+		t.Fatal(err)
+	}
+	err = machine.Reseed("iid-corrected", []byte("#cloud-config\nxivo:\n  version: 1\n  peers: []\n  secret: a sentence that only we know\n"))
+	if err == nil {
+		err = s.PowerOn(t.Context())
+	}
+	if err == nil {
+		err = s.WaitRunning(deadline(t, joinDeadline))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.run(t, "xivo-firstboot status --wait")
+	s.is(t, "alone", "")
+	if id := s.uuid(t); id == uuid.Nil.String() {
+		t.Error("it has no UUID of its own")
 	}
 }

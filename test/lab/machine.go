@@ -98,14 +98,6 @@ func (l *Lab) container(ctx context.Context, n Node) (computer, error) {
 		"lowerdir="+l.disk+",upperdir="+upper+",workdir="+work, "overlay", root); err != nil {
 		return nil, err
 	}
-	err := cloudinit.Seed(l.sandbox.Path(seed), cloudinit.SeedNode{
-		InstanceID: n.InstanceID,
-		Hostname:   n.Name,
-		Interface:  "eth0",
-		Address:    netip.PrefixFrom(n.Address, Network.Bits()),
-		Gateway:    HostAddress,
-		UserData:   n.UserData,
-	})
 	return &machine.Machine{
 		Sandbox: l.sandbox,
 		Name:    n.Name,
@@ -115,13 +107,31 @@ func (l *Lab) container(ctx context.Context, n Node) (computer, error) {
 		// An image's /etc/fstab names its disk, of which a machine in a
 		// container has only the files.
 		BootArgs: []string{"systemd.mask=systemd-remount-fs.service"},
-	}, err
+	}, l.seed(n)
+}
+
+// seed writes a container's seed.
+func (l *Lab) seed(n Node) error {
+	return cloudinit.Seed(l.sandbox.Path(top, n.Name, "seed"), cloudinit.SeedNode{
+		InstanceID: n.InstanceID,
+		Hostname:   n.Name,
+		Interface:  "eth0",
+		Address:    netip.PrefixFrom(n.Address, Network.Bits()),
+		Gateway:    HostAddress,
+		UserData:   n.UserData,
+	})
 }
 
 // PowerOn boots a machine that is off, from the disk that it left.
 func (m *Machine) PowerOn(ctx context.Context) error {
 	m.Booted = time.Now()
 	return m.m.Start(ctx)
+}
+
+// Reseed gives a container that is off another seed, as when somebody corrects
+// the user data of a machine.
+func (m *Machine) Reseed(instanceID string, userData []byte) error {
+	return m.lab.seed(Node{Name: m.Name, InstanceID: instanceID, Address: m.Address, UserData: userData})
 }
 
 // DetachSeed takes the seed out of a machine that is off, as when somebody
