@@ -85,6 +85,9 @@ func LastOperations() []SealOperation {
 	}
 }
 
+// bootWait is how long a machine that Packer has just reached may go on booting.
+const bootWait = 5 * time.Minute
+
 // SealOptions are a person's choices.
 type SealOptions struct {
 	AllowConfigured bool
@@ -115,6 +118,12 @@ func (o SealOptions) disabled(operation string) bool {
 func (n *Node) Seal(ctx context.Context, o SealOptions) (*seal.Manifest, error) {
 	if err := o.check(); err != nil {
 		return nil, err
+	}
+	// What the boot has still to start would write where the seal was already.
+	booted, cancel := context.WithTimeout(ctx, bootWait)
+	defer cancel()
+	if err := n.Platform.WaitBooted(booted); err != nil {
+		return nil, fmt.Errorf("seal: %w", err)
 	}
 	if err := n.checkSchema(ctx); err != nil {
 		return nil, fmt.Errorf("seal: %w", err)

@@ -46,6 +46,28 @@ func (p *Platform) HasSystemd() bool {
 	return ok
 }
 
+// WaitBooted waits until systemd has started all that a boot starts. Where there
+// is no systemd to ask, it does not wait.
+func (p *Platform) WaitBooted(ctx context.Context) error {
+	if !p.HasSystemd() {
+		return nil
+	}
+	again := time.NewTicker(time.Second)
+	defer again.Stop()
+	for {
+		// It exits non-zero in every state but "running".
+		state, _ := Run(ctx, "systemctl", "is-system-running")
+		if state = strings.TrimSpace(state); state != "initializing" && state != "starting" {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("this machine is still booting (%s): `systemctl list-jobs` says what is missing", state)
+		case <-again.C:
+		}
+	}
+}
+
 // systemd: jessie and later (XiVO 15.20+).
 type systemd struct{}
 
