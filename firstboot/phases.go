@@ -43,8 +43,6 @@ var SettlePhase = Phase{
 		{"rabbitmq-federation", "RabbitMQ's federation runs", brokerFederation},
 		{"kv-import", "Consul's KV is back, bit for bit", kvImported},
 		{"kv-retire", "the export is gone, now that its restore was verified", kvRetired},
-		{"rabbitmq-account", "the mesh's federation account, with the least rights that work", brokerAccount},
-		{"rabbitmq-policy", "the exchange xivo, and only it, is federated", brokerPolicy},
 	},
 }
 
@@ -56,9 +54,9 @@ var ConvergePhase = Phase{
 		{"document", "the last good document is kept", keptDocument},
 		{"registration", "this node tells the others about itself", registered},
 		{"web-service", "the others may read this node's users", sharing(webService)},
-		{"rabbitmq-account", "the mesh's federation account", brokerAccount},
+		{"rabbitmq-account", "the mesh's federation account, with the least rights that work", brokerAccount},
 		{"rabbitmq-federation", "RabbitMQ's federation runs", brokerFederation},
-		{"rabbitmq-policy", "the exchange xivo is federated", brokerPolicy},
+		{"rabbitmq-policy", "the exchange xivo, and only it, is federated", brokerPolicy},
 		{"wan", "this node is in Consul's WAN with its peers", sharing(inWAN)},
 		{"members", "who is in the mesh", sharing(membersKnown)},
 		{"firewall", "the ports that we opened are open to the mesh only", firewallRules},
@@ -79,11 +77,9 @@ func Phases() []Phase { return []Phase{BecomePhase, SettlePhase, ConvergePhase} 
 // follows names the steps whose change is decided by another's: what they find
 // cannot be told before that one is done.
 var follows = map[string]string{
-	"become.service-keys":     "become.old-keys",
-	"become.certificate":      "become.old-keys",
-	"settle.rabbitmq-account": "settle.rabbitmq-clean",
-	"settle.rabbitmq-policy":  "settle.rabbitmq-clean",
-	"converge.dird":           "converge.directories",
+	"become.service-keys": "become.old-keys",
+	"become.certificate":  "become.old-keys",
+	"converge.dird":       "converge.directories",
 }
 
 // Settled says whether this instance became and settled.

@@ -50,7 +50,7 @@ func SealOperations() []SealOperation {
 		{Step{"directory-rows", "directory sources and the account of a mesh are gone", sharing(sealDirectory)}, ours("converge.directories")},
 		{Step{"rabbitmq-plugins", "RabbitMQ's management and federation are enabled in its file", brokerPlugins}, ours("become.rabbitmq-plugins")},
 		{Step{"rabbitmq-management", "RabbitMQ's management listens on loopback only", brokerManagement}, ours("become.rabbitmq-management")},
-		{Step{"rabbitmq-federation", "federation users, upstreams and policies are gone", sealBroker}, ours("settle.rabbitmq-account")},
+		{Step{"rabbitmq-federation", "federation users, upstreams and policies are gone", sealBroker}, ours("converge.rabbitmq-account")},
 		{Step{"rabbitmq-name", "the broker's cluster name is a placeholder", sealBrokerName}, ours("settle.rabbitmq-name")},
 		{Step{"uuid-database", "the XiVO UUID in the database is a placeholder", sealUUIDInDatabase}, ours("become.uuid-database")},
 		{Step{"service-keys", "the keys of XiVO's own service accounts are gone", sealServiceKeys}, ours("become.service-keys")},
