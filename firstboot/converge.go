@@ -3,6 +3,7 @@ package firstboot
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -37,8 +38,12 @@ func (n *Node) Converge(ctx context.Context) (Status, []Change, error) {
 		if err != nil {
 			errs = append(errs, err)
 		}
-		if ctx.Err() != nil {
+		if errors.Is(ctx.Err(), context.Canceled) {
 			return before, changes, ctx.Err()
+		}
+		if ctx.Err() != nil {
+			errs = append(errs, fmt.Errorf("there was no time for the steps after %s: %w", s.Name, ctx.Err()))
+			break
 		}
 	}
 

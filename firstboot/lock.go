@@ -11,7 +11,8 @@ import (
 	"time"
 )
 
-// lockWait is longer than a pass of the watch that waits for dead peers.
+// lockWait is longer than a pass of the watch, also of one that waits in vain for
+// the servers of this machine and for dead peers.
 const lockWait = 3 * time.Minute
 
 // ErrBusy is what Lock says while another process works on the node.

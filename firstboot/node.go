@@ -92,10 +92,11 @@ type Node struct {
 
 	db     *pgx.Conn
 	consul *consul.Client
-	// consulErr: one wait for a Consul that is down is enough for a pass.
-	consulErr error
-	broker    *rabbitmq.Client
-	lock      *os.File
+	broker *rabbitmq.Client
+	// One wait for a server that is down is enough for a pass.
+	dbErr, consulErr, brokerErr error
+
+	lock *os.File
 }
 
 // Open finds out what this machine is. It changes nothing.
@@ -202,9 +203,11 @@ func (n *Node) DB(ctx context.Context) (*pgx.Conn, error) {
 	if n.db != nil && !n.db.IsClosed() {
 		return n.db, nil
 	}
-	var err error
-	n.db, err = postgres.Connect(ctx)
-	return n.db, err
+	if n.dbErr != nil {
+		return nil, n.dbErr
+	}
+	n.db, n.dbErr = postgres.Connect(ctx)
+	return n.db, n.dbErr
 }
 
 // Consul returns the client of the local agent, once it has a leader.
@@ -228,12 +231,12 @@ func (n *Node) Consul(ctx context.Context) (*consul.Client, error) {
 
 // Broker returns the client of the local broker, once it answers.
 func (n *Node) Broker(ctx context.Context) (*rabbitmq.Client, error) {
-	if n.broker != nil {
-		return n.broker, nil
+	if n.broker != nil || n.brokerErr != nil {
+		return n.broker, n.brokerErr
 	}
 	b := rabbitmq.Dial()
-	if err := b.Wait(ctx); err != nil {
-		return nil, err
+	if n.brokerErr = b.Wait(ctx); n.brokerErr != nil {
+		return nil, n.brokerErr
 	}
 	n.broker = b
 	return b, nil
@@ -329,7 +332,8 @@ func (n *Node) registered() time.Time {
 
 // reset forgets what the last pass found out, so that the next one asks again.
 func (n *Node) reset() {
-	n.consul, n.consulErr, n.broker = nil, nil, nil
+	n.consul, n.broker = nil, nil
+	n.dbErr, n.consulErr, n.brokerErr = nil, nil, nil
 	n.answered, n.refused, n.unmanaged, n.wan, n.notices, n.pending = nil, nil, nil, nil, nil, false
 }
 

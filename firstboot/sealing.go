@@ -284,6 +284,7 @@ func (n *Node) sealedBroker(ctx context.Context) (*rabbitmq.Client, error) {
 	if err := n.Platform.Init.Restart(ctx, "rabbitmq-server"); err != nil {
 		return nil, err
 	}
+	n.reset()
 	return n.Broker(ctx)
 }
 

@@ -21,6 +21,7 @@ func (n *Node) wizardPassed(ctx context.Context) (bool, error) {
 	defer cancel()
 	db, err := n.DB(ctx)
 	if err != nil {
+		n.dbErr = nil // a step gives it more time
 		return false, err
 	}
 	return postgres.WizardPassed(ctx, db)

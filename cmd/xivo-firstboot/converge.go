@@ -44,7 +44,7 @@ func (c *cli) convergeCommand() *cobra.Command {
 			if err := n.LockWait(cmd.Context()); err != nil {
 				return err
 			}
-			ctx, cancel := context.WithTimeout(cmd.Context(), 2*time.Minute)
+			ctx, cancel := context.WithTimeout(cmd.Context(), passTime)
 			defer cancel()
 			status, changes, err := n.Converge(ctx)
 			c.report(status, changes)
@@ -54,6 +54,10 @@ func (c *cli) convergeCommand() *cobra.Command {
 	cmd.Flags().BoolVar(&watch, "watch", false, "go on until stopped; newcomers are taken in within seconds")
 	return cmd
 }
+
+// passTime is how long one pass may take, also when servers of this machine are
+// down.
+const passTime = 3 * time.Minute
 
 // waitUntilReady looks again and again at a node that waits, until it does not
 // or ctx ends. To end instead would be to be started again, without end.
