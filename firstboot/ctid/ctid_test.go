@@ -181,6 +181,17 @@ func TestCredentials(t *testing.T) {
 			t.Errorf("mode %v, group %d", st.Mode().Perm(), gid)
 		}
 	})
+	t.Run("with the address that is right without them, too", func(t *testing.T) {
+		own := ctid.ConfigFile(p, address)
+		becomes(t, own)
+		becomes(t, of(a))
+		if diff, err := own.Diff(t.Context()); err != nil || diff != nil {
+			t.Errorf("%v, %v", diff, err)
+		}
+		if diff, err := ctid.ConfigFile(p, "192.0.2.99").Diff(t.Context()); err != nil || len(diff) == 0 {
+			t.Errorf("another address is not noticed: %v", err)
+		}
+	})
 	t.Run("in the order of the peers or another", func(t *testing.T) {
 		becomes(t, of(a, b))
 		if diff, err := of(b, a).Diff(t.Context()); err != nil || diff != nil {
