@@ -39,24 +39,41 @@ func (n *Node) Leave(ctx context.Context) (Status, []Change, error) {
 // overrides what was noted. It joins those that it left: its own document need
 // not name any of them.
 func (n *Node) ComeBack(ctx context.Context) (Status, []Change, error) {
-	m, err := n.membership()
-	if err != nil {
+	if err := n.registerAgain(ctx); err != nil {
 		return Status{}, nil, err
-	}
-	m.Registered = time.Now().UTC()
-	if err := n.writeState(membershipFile, m); err != nil {
-		return Status{}, nil, err
-	}
-	if len(m.Left) > 0 {
-		c, err := n.Consul(ctx)
-		if err == nil {
-			err = ensure(ctx, c.JoinedWAN(m.Left))
-		}
-		if err != nil {
-			n.Log.Warn("none of those that this node left could be joined", "error", err)
-		}
 	}
 	return n.Converge(ctx)
+}
+
+func (n *Node) registerAgain(ctx context.Context) error {
+	m, err := n.membership()
+	if err != nil {
+		return err
+	}
+	c, err := n.Consul(ctx)
+	if err == nil {
+		err = n.readNotes(ctx, c)
+	}
+	if err != nil {
+		return err
+	}
+	m.Registered = laterThan(n.gone[n.Self().UUID])
+	if err := n.writeState(membershipFile, m); err != nil || len(m.Left) == 0 {
+		return err
+	}
+	if err := ensure(ctx, c.JoinedWAN(m.Left)); err != nil {
+		n.Log.Warn("none of those that this node left could be joined", "error", err)
+	}
+	return nil
+}
+
+// laterThan is now, or right after a time that a clock which is ahead of ours told:
+// what is said last counts.
+func laterThan(at time.Time) time.Time {
+	if now := time.Now().UTC(); now.After(at) {
+		return now
+	}
+	return at.Add(time.Nanosecond)
 }
 
 // Forget takes a member out that died, named by its UUID or its host name. One
@@ -118,7 +135,7 @@ func (n *Node) sayGone(ctx context.Context, m mesh.Member) (Status, []Change, er
 	if err != nil {
 		return Status{}, nil, err
 	}
-	key, now := goneNotes+m.UUID.String(), time.Now().UTC().Format(time.RFC3339Nano)
+	key, now := goneNotes+m.UUID.String(), laterThan(m.Registered).Format(time.RFC3339Nano)
 	if err := c.SetNote(ctx, "", key, now); err != nil {
 		return Status{}, nil, err
 	}

@@ -3,6 +3,8 @@ package firstboot
 import (
 	"context"
 	"log/slog"
+	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -36,5 +38,17 @@ func TestAPassWaitsOnceForAServerThatIsDown(t *testing.T) {
 				t.Error("the next pass does not ask again")
 			}
 		})
+	}
+}
+
+func TestANodeWhoseAddressIsGoneIsTold(t *testing.T) {
+	n := &Node{Journal: &Journal{Identity: Identity{Advertise: "192.0.2.1"}}}
+	n.noticeMoved(map[netip.Addr]string{netip.MustParseAddr("192.0.2.1"): "eth0"})
+	if len(n.notices) > 0 {
+		t.Errorf("with its address in place: %v", n.notices)
+	}
+	n.noticeMoved(map[netip.Addr]string{netip.MustParseAddr("192.0.2.7"): "eth0"})
+	if len(n.notices) != 1 || !strings.Contains(n.notices[0], "192.0.2.1 is on no interface") {
+		t.Errorf("with another one: %v", n.notices)
 	}
 }

@@ -29,6 +29,7 @@ func noticed(ctx context.Context, n *Node) (Resource, error) {
 	if err != nil {
 		return nil, err
 	}
+	n.noticeMoved(local)
 	foreign, err := identity.ForeignAddresses(ctx, db, n.Platform, func(a netip.Addr) bool { return local[a] != "" })
 	if err != nil {
 		return nil, err
@@ -46,4 +47,12 @@ func noticed(ctx context.Context, n *Node) (Resource, error) {
 		n.notice("XiVO's context separation is on: of the other nodes, a user finds only those whose context has the name of his own")
 	}
 	return nothing, nil
+}
+
+// noticeMoved tells of a node whose address is no interface's any more.
+func (n *Node) noticeMoved(local map[netip.Addr]string) {
+	own := n.Identity().Advertise
+	if a, err := netip.ParseAddr(own); err != nil || local[a] == "" {
+		n.notice("this node's address %s is on no interface of this machine, so no other node reaches it: give it back, or boot another node with the new one and let this one leave", own)
+	}
 }
