@@ -1,14 +1,19 @@
 package nspawn
 
 import (
+	"bytes"
 	"fmt"
 	"hash/crc32"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/hashicorp/packer-plugin-sdk/multistep"
+	packersdk "github.com/hashicorp/packer-plugin-sdk/packer"
 
 	"github.com/xivo-mesh/packer-plugin-xivo/packer/nspawn/machine"
 )
@@ -43,6 +48,9 @@ func TestDisk(t *testing.T) {
 		{name: "a GPT, grown: its copy moves to the new end", script: "label: gpt\n1: start=81920\n15: start=2048, size=79872\n",
 			put: debianAt(40, rest-1), grow: 200, root: 1, size: 159},
 		{name: "no partition table", put: debianAt(0, 128), root: 0, size: 128},
+		{name: "not shut down cleanly", script: "label: dos\nstart=2048, type=83, bootable\n",
+			put: dirtyDebianAt(1, 127), root: 1, size: 127},
+		{name: "not shut down cleanly, grown", put: dirtyDebianAt(0, 128), grow: 200, root: 0, size: 200},
 		{name: "no partition table, grown", put: debianAt(0, 128), grow: 200, root: 0, size: 200},
 		{name: "something behind the root, to be grown", script: "label: dos\nstart=2048, size=81920, type=83\nstart=83968, type=82\n",
 			put: debianAt(1, 40), grow: 200, err: "partition 2, the last, is not the root (partition 1): leave disk_size out"},
@@ -151,6 +159,15 @@ func debianAt(start, size int64) func(*testing.T, string) {
 	}
 }
 
+// dirtyDebianAt marks its journal as one that is to be replayed.
+func dirtyDebianAt(start, size int64) func(*testing.T, string) {
+	return func(t *testing.T, disk string) {
+		t.Helper()
+		debianAt(start, size)(t, disk)
+		do(t, "debugfs", "-w", "-R", "feature needs_recovery", fmt.Sprintf("%s?offset=%d", disk, start*mib))
+	}
+}
+
 // emptyAt puts an ext4 with nothing in it.
 func emptyAt(start, size int64) func(*testing.T, string) {
 	return func(t *testing.T, disk string) {
@@ -200,5 +217,50 @@ func do(t *testing.T, argv ...string) {
 	t.Helper()
 	if out, err := exec.Command(argv[0], argv[1:]...).CombinedOutput(); err != nil {
 		t.Fatalf("%s: %v: %s", strings.Join(argv, " "), err, out)
+	}
+}
+
+// TestUnpack unpacks every kind of tar, and makes its root bootable.
+func TestUnpack(t *testing.T) {
+	if os.Getenv("XIVO_LAB") == "" || os.Geteuid() != 0 {
+		t.Skip("mounts file systems: needs root and XIVO_LAB=1")
+	}
+	root := t.TempDir()
+	do(t, "sh", "-ec", `cd "$0"; mkdir etc boot; echo 12.0 >etc/debian_version; touch boot/vmlinuz-6.1 boot/initrd.img-6.1
+		ln -s boot/vmlinuz-6.1 vmlinuz; ln -s boot/initrd.img-6.1 initrd.img`, root)
+	for _, suffix := range []string{".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.zst"} {
+		t.Run(suffix, func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			source := filepath.Join(dir, "root"+suffix)
+			do(t, "tar", "-C", root, "--auto-compress", "-cf", source, ".")
+			sandbox, err := machine.NewSandbox(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer sandbox.Close()
+			d := &disk{sandbox, filepath.Join(dir, "work")}
+			p, err := d.format(t.Context(), sourceSize)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := mount(t.Context(), sandbox, d.path, p, "rw"); err != nil {
+				t.Fatal(err)
+			}
+			state := new(multistep.BasicStateBag)
+			state.Put(stateUI, &packersdk.BasicUi{Reader: new(bytes.Reader), Writer: io.Discard, ErrorWriter: io.Discard})
+			state.Put(stateSandbox, sandbox)
+			if action := (&stepUnpack{&Config{SourceImage: source}}).Run(t.Context(), state); action != multistep.ActionContinue {
+				t.Fatal(state.Get(stateError))
+			}
+			for name, want := range map[string]string{"etc/debian_version": "12.0", "boot/extlinux/extlinux.conf": "linux /vmlinuz"} {
+				if got, err := os.ReadFile(sandbox.Path(rootDir, name)); err != nil || !strings.Contains(string(got), want) {
+					t.Errorf("%s: %q, %v", name, got, err)
+				}
+			}
+			if err := sandbox.Run(t.Context(), "umount", rootDir); err != nil {
+				t.Fatal(err)
+			}
+		})
 	}
 }

@@ -188,7 +188,9 @@ func (d *disk) findRoot(ctx context.Context, parts []*partition) (*partition, er
 			why = append(why, fmt.Sprintf("%s is a %s, which this builder does not open: use Packer's qemu builder for such a machine", p, kind))
 			continue
 		}
-		if err := mount(ctx, d.sandbox, d.path, p, "ro"); err != nil {
+		// Not read-only: the journal of a disk that was not shut down cleanly has to
+		// be replayed.
+		if err := mount(ctx, d.sandbox, d.path, p, "rw"); err != nil {
 			why = append(why, fmt.Sprintf("%s: %v", p, err))
 			continue
 		}
