@@ -142,6 +142,12 @@ func (c *Config) Prepare(raws ...any) ([]string, error) {
 		}
 		*path = abs
 	}
+	// The folder is emptied before the source is read, and removed after a failure.
+	for setting, path := range map[string]string{"source_image": c.SourceImage, "apt_cache": c.AptCache} {
+		if path != "" && isInside(path, c.OutputDirectory) {
+			fail("%s: %s is in output_directory (%s), which is emptied by packer build -force and removed when a build fails: keep it elsewhere", setting, path, c.OutputDirectory)
+		}
+	}
 	if errs != nil && len(errs.Errors) > 0 {
 		return nil, errs
 	}
@@ -160,6 +166,24 @@ func (c *Config) workPath() string {
 		return c.imagePath()
 	}
 	return filepath.Join(c.OutputDirectory, "."+c.ImageName+".work")
+}
+
+// isInside says whether a file or folder is in another one or is that, by its
+// name or by where links lead to.
+func isInside(name, folder string) bool {
+	in := func(name, folder string) bool {
+		path, err := filepath.Rel(folder, name)
+		return err == nil && filepath.IsLocal(path)
+	}
+	return in(name, folder) || in(realPath(name), realPath(folder))
+}
+
+// realPath follows the links in as much of an absolute path as there is.
+func realPath(path string) string {
+	if real, err := filepath.EvalSymlinks(path); err == nil || path == "/" {
+		return real
+	}
+	return filepath.Join(realPath(filepath.Dir(path)), filepath.Base(path))
 }
 
 func setDefault[T comparable](field *T, value T) {

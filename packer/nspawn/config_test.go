@@ -18,6 +18,13 @@ func TestConfig(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	links := t.TempDir()
+	link := filepath.Join(links, "source")
+	for name, target := range map[string]string{"source": raw, "d": dir} {
+		if err := os.Symlink(target, filepath.Join(links, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
 	type settings map[string]any
 	wd, err := os.Getwd()
 	if err != nil {
@@ -39,7 +46,7 @@ func TestConfig(t *testing.T) {
 		var c Config
 		_, err := c.Prepare(settings{
 			"source_image": raw, "source_checksum": "SHA256:" + strings.Repeat("ab", 32),
-			"output_directory": "/out", "image_name": "x", "format": "raw", "disk_size": "20G",
+			"output_directory": "/out", "apt_cache": "/out-of-it", "image_name": "x", "format": "raw", "disk_size": "20G",
 			"network": "none", "boot_timeout": "90s", "shutdown_timeout": "1m",
 		})
 		if err != nil {
@@ -80,6 +87,10 @@ func TestConfig(t *testing.T) {
 		{"a checksum without a kind", settings{"source_image": raw, "source_checksum": strings.Repeat("ab", 32)}, "source_checksum"},
 		{"a checksum too short", settings{"source_image": raw, "source_checksum": "sha256:abcd"}, "source_checksum"},
 		{"an image name that leads elsewhere", settings{"source_image": raw, "image_name": "../x"}, "image_name"},
+		{"a source in the folder that is emptied", settings{"source_image": raw, "output_directory": dir}, "source_image: " + raw + " is in output_directory"},
+		{"a source whose link leads there", settings{"source_image": link, "output_directory": dir}, "source_image: " + link + " is in output_directory"},
+		{"a cache in the folder that is emptied", settings{"source_image": raw, "output_directory": "/out", "apt_cache": "/out/apt/cache"}, "apt_cache: /out/apt/cache is in output_directory"},
+		{"a cache in a folder whose link leads there", settings{"source_image": raw, "output_directory": filepath.Join(links, "d/out"), "apt_cache": dir + "/out/apt"}, "apt_cache:"},
 		{"a negative timeout", settings{"source_image": raw, "boot_timeout": "-1s"}, "boot_timeout"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
