@@ -23,7 +23,9 @@ type Config struct {
 	Peers []string `mapstructure:"peers" required:"true"`
 	// The secret that the mesh shares, at least 16 characters. Take it from a
 	// variable that is `sensitive`: Packer then keeps it out of its output and
-	// logs, within `user_data`, too. Either this or `secret_file`.
+	// logs wherever it stands as you wrote it. Within `user_data` it stands as
+	// YAML writes it, which differs when it has a quote, for example: keep that
+	// `sensitive`, too. Either this or `secret_file`.
 	Secret string `mapstructure:"secret"`
 	// A file on the node, with an absolute path, that holds the secret.
 	SecretFile string `mapstructure:"secret_file"`
@@ -91,12 +93,25 @@ func (c *Config) Prepare(raws ...any) error {
 		return err
 	}
 	if c.Secret != "" && c.Secret != unknown {
-		packersdk.LogSecretFilter.Set(c.Secret)
+		packersdk.LogSecretFilter.Set(c.Secret, inYAML(c.Secret))
 	}
 	if _, err := c.document(); err != nil && !c.isUnknown() {
 		return err
 	}
 	return nil
+}
+
+// inYAML is the text as the document has it, between its quotes if there are any.
+func inYAML(s string) string {
+	out, err := yaml.Marshal(s)
+	if err != nil {
+		panic(err) // impossible: a text
+	}
+	scalar := strings.TrimSpace(string(out))
+	if strings.ContainsAny(scalar[:1], `'"`) {
+		scalar = scalar[1 : len(scalar)-1]
+	}
+	return scalar
 }
 
 func (c *Config) isUnknown() bool {

@@ -4,6 +4,7 @@ import (
 	"flag"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -152,12 +153,28 @@ func TestWhatIsNotKnownYetIsCheckedLater(t *testing.T) {
 }
 
 func TestSecretsAreFilteredFromLogs(t *testing.T) {
-	var d Datasource
-	if err := d.Configure(decode(t, complete)); err != nil {
-		t.Fatal(err)
-	}
-	got := packersdk.LogSecretFilter.FilterString("a sentence {{ that }} only we know")
-	if want := "<sensitive>"; got != want {
-		t.Errorf("got %q, want %q", got, want)
+	for name, secret := range map[string]string{
+		"as it is":              "a sentence {{ that }} only we know",
+		"in single quotes":      "it's a: secret phrase",
+		"ending in a quote":     "a: secret phrase'",
+		"in double quotes":      "a secret with\u00a0another space",
+		"quoted without a need": "no: quotes in it",
+	} {
+		for _, writeFiles := range []string{"false", "true"} {
+			t.Run(name+", write_files="+writeFiles, func(t *testing.T) {
+				var d Datasource
+				if err := d.Configure(decode(t, "peers = []\nwrite_files = "+writeFiles+"\nsecret = "+strconv.Quote(secret))); err != nil {
+					t.Fatal(err)
+				}
+				out, err := d.Execute()
+				if err != nil {
+					t.Fatal(err)
+				}
+				logged := packersdk.LogSecretFilter.FilterString("as written: " + secret + "\n" + out.GetAttr("user_data").AsString())
+				if strings.Count(logged, "<sensitive>") != 2 {
+					t.Errorf("the secret is told:\n%s", logged)
+				}
+			})
+		}
 	}
 }
