@@ -38,8 +38,12 @@ func TestBuild(t *testing.T) {
 		if err := p.wait(); err != nil {
 			t.Fatalf("%v\n%s", err, &p.shown)
 		}
-		raw := filepath.Join(p.dir, "image.raw")
-		run(t, "qemu-img", "convert", "-O", "raw", filepath.Join(p.output, "test.qcow2"), raw)
+		image, raw := filepath.Join(p.output, "test.qcow2"), filepath.Join(p.dir, "image.raw")
+		info, err := exec.Command("qemu-img", "info", "--output=json", image).Output()
+		if err != nil || !bytes.Contains(info, []byte(`"compression-type": "zstd"`)) {
+			t.Errorf("the image is not compressed with zstd: %v\n%s", err, info)
+		}
+		run(t, "qemu-img", "convert", "-O", "raw", image, raw)
 		if ls := inImage(t, raw, "/usr/lib/probe"); !strings.Contains(ls, "marker") {
 			t.Errorf("the package is not in the image: %s", ls)
 		}

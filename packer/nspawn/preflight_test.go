@@ -26,6 +26,8 @@ func TestPreflight(t *testing.T) {
 			[]string{"systemd-nspawn", "sfdisk", "qemu-img", "; on Debian: apt-get install ", " systemd-container ", " fdisk ", "qemu-utils"}},
 		{"a root tar needs a boot loader", Config{SourceImage: "root.tar.zst", Format: FormatRaw, Network: NetworkNone},
 			[]string{"extlinux", "mkfs.ext4", "zstd"}},
+		{"a compressed root tar needs what unpacks it", Config{SourceImage: "root.tar.xz", Format: FormatRaw, Network: NetworkNone},
+			[]string{", xz;", " xz-utils "}},
 		{"an uplink needs a network stack", Config{SourceImage: "disk.raw", Format: FormatRaw, Network: NetworkUplink},
 			[]string{"slirp4netns"}},
 	} {

@@ -53,8 +53,11 @@ func (s *stepPreflight) tools() []machine.Tool {
 			machine.Tool{Name: "mkfs.ext4", Package: "e2fsprogs"},
 			machine.Tool{Name: "extlinux", Package: "extlinux"},
 			machine.Tool{Name: mbrFile, Package: "syslinux-common"})
-		if strings.HasSuffix(s.config.SourceImage, ".zst") {
+		switch { // tar runs it; gzip is in every Debian
+		case strings.HasSuffix(s.config.SourceImage, ".zst"):
 			tools = append(tools, machine.Tool{Name: "zstd", Package: "zstd"})
+		case strings.HasSuffix(s.config.SourceImage, ".xz"):
+			tools = append(tools, machine.Tool{Name: "xz", Package: "xz-utils"})
 		}
 	}
 	if !isTar(s.config.SourceImage) {
