@@ -71,7 +71,7 @@ func SealOperations() []SealOperation {
 		{Step{"apt-cache", "the apt cache is gone", gone("/var/cache/apt/archives/*.deb", "/var/cache/apt/*.bin", "/var/lib/apt/lists/*_*")}, "apt-get update"},
 		{Step{"logs", "logs are empty", sealLogs}, "the daemons write on"},
 		{Step{"cloud-init", "cloud-init's state is gone", gone("/var/lib/cloud/*", "/var/log/cloud-init*.log", "/etc/network/interfaces.d/50-cloud-init*")}, "cloud-init runs as on a new machine"},
-		{Step{"our-state", "journal, document and state of a node are gone", gone(statusFile, documentFile, membersFile, membershipFile, marksFile, journalFile, "/etc/xivo-firstboot/config.yml")}, ours("converge.document")},
+		{Step{"our-state", "journal, document and state of a node are gone", sealState}, ours("converge.document")},
 		{Step{"units", "xivo-firstboot and its units are installed", installed}, "they run at the first boot"},
 	}
 }
@@ -365,6 +365,12 @@ func sealMachineID(_ context.Context, n *Node) (Resource, error) {
 		rs = append(rs, seal.Gone(n.Platform, "/var/lib/dbus/machine-id"))
 	}
 	return rs, nil
+}
+
+// sealState removes all of ours but what a clone needs: a run that was killed
+// leaves more than it ever names, a copy of the KV among it.
+func sealState(_ context.Context, n *Node) (Resource, error) {
+	return seal.Gone(n.Platform, platform.StateDir+"/*", "/etc/xivo-firstboot/config.yml").But(exportFile, manifestFile, lockFile), nil
 }
 
 func sealLogs(_ context.Context, n *Node) (Resource, error) {

@@ -2,12 +2,18 @@ package firstboot
 
 import (
 	"bytes"
+	"errors"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/consul"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/platform"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/seal"
 )
@@ -128,5 +134,63 @@ func TestManifestAtFirstBoot(t *testing.T) {
 				t.Errorf("told: %q, want %q", told, tc.told)
 			}
 		})
+	}
+}
+
+// aServer is a server with these files.
+func aServer(t *testing.T, files map[string]string) *Node {
+	t.Helper()
+	n := nodeOf(t)
+	n.Journal = nil
+	n.Platform = &platform.Platform{Root: t.TempDir()}
+	put(t, n, files)
+	return n
+}
+
+func put(t *testing.T, n *Node, files map[string]string) {
+	t.Helper()
+	for name, content := range files {
+		file := n.Platform.Path(name)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(file), 0o755), os.WriteFile(file, []byte(content), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// operation is one of the seal by its name.
+func operation(t *testing.T, name string) Step {
+	t.Helper()
+	all := SealOperations()
+	i := slices.IndexFunc(all, func(op SealOperation) bool { return op.Name == name })
+	if i < 0 {
+		t.Fatalf("there is no operation %s", name)
+	}
+	return all[i].Step
+}
+
+// A run that was killed leaves copies of the KV and of the document, with the
+// token and the secret in them.
+func TestNothingOfOursStaysButWhatACloneNeeds(t *testing.T) {
+	goes := []string{
+		"/etc/xivo-firstboot/config.yml",
+		consul.AtRestDir,
+		platform.StateDir + "/.document.yml.xivo-firstboot-123",
+		journalFile,
+	}
+	n := aServer(t, map[string]string{
+		goes[0]: "", goes[1] + "/data/raft/raft.db": "the KV", goes[2]: "the secret", goes[3]: "{}",
+		exportFile: "{}", manifestFile: "{}", lockFile: "",
+	})
+	found, err := operation(t, "our-state").run(t.Context(), n, "seal.our-state")
+	if err != nil {
+		t.Fatal(err)
+	}
+	slices.Sort(goes)
+	if diff := cmp.Diff(goes, found); diff != "" {
+		t.Errorf("found (-want +got):\n%s", diff)
+	}
+	left := slices.Sorted(maps.Keys(files(t, n.Platform.Root)))
+	if diff := cmp.Diff([]string{n.Platform.Path(exportFile), n.Platform.Path(lockFile), n.Platform.Path(manifestFile)}, left); diff != "" {
+		t.Errorf("left (-want +got):\n%s", diff)
 	}
 }

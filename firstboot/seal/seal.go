@@ -17,12 +17,21 @@ import (
 
 // Gone is the absence of all files that match the patterns; a folder that
 // matches goes with what is in it.
-func Gone(p *platform.Platform, patterns ...string) *Absent { return &Absent{p, patterns} }
+func Gone(p *platform.Platform, patterns ...string) *Absent { return &Absent{p, patterns, nil} }
 
 // Absent is what Gone returns.
 type Absent struct {
 	platform *platform.Platform
 	patterns []string
+	stay     []string
+}
+
+// But leaves files where they are that would match.
+func (a *Absent) But(files ...string) *Absent {
+	for _, f := range files {
+		a.stay = append(a.stay, a.platform.Path(f))
+	}
+	return a
 }
 
 // Diff names the files that are there, as paths of the server.
@@ -53,6 +62,7 @@ func (a *Absent) find() ([]string, error) {
 		}
 		found = append(found, m...)
 	}
+	found = slices.DeleteFunc(found, func(f string) bool { return slices.Contains(a.stay, f) })
 	slices.Sort(found)
 	return slices.Compact(found), nil
 }
@@ -60,7 +70,7 @@ func (a *Absent) find() ([]string, error) {
 // Emptied is the emptiness of all files that match the patterns: they stay,
 // with their owners and modes, for who wants to write on.
 func Emptied(p *platform.Platform, patterns ...string) *Empty {
-	return &Empty{&Absent{p, patterns}}
+	return &Empty{Gone(p, patterns...)}
 }
 
 // Empty is what Emptied returns.
