@@ -341,8 +341,10 @@ func consulEmptied(_ context.Context, n *Node) (Resource, error) {
 			if err := emptied.InUse(); err != nil {
 				return err
 			}
-			if err := n.Journal.stamp(consulGone, done); err != nil {
-				return err
+			if n.Journal != nil { // a seal has none
+				if err := n.Journal.stamp(consulGone, done); err != nil {
+					return err
+				}
 			}
 			return emptied.Apply(ctx)
 		},

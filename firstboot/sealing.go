@@ -8,6 +8,7 @@ import (
 	"maps"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -33,8 +34,11 @@ type SealOperation struct {
 	Counterpart string
 }
 
+// byUs begins a counterpart that is a step of our first boot.
+const byUs = "xivo-firstboot: "
+
 // ours names the first-boot step that is a counterpart.
-func ours(step string) string { return "xivo-firstboot: " + step }
+func ours(step string) string { return byUs + step }
 
 // gone opens the absence of files as a step's resource.
 func gone(patterns ...string) func(context.Context, *Node) (Resource, error) {
@@ -57,7 +61,7 @@ func SealOperations() []SealOperation {
 		{Step{"services", "XiVO, Consul and RabbitMQ are stopped", sealServices}, "systemd starts them"},
 		{Step{"uuid-files", "the XiVO UUID in files is a placeholder", sealUUIDInFiles}, ours("become.uuid-files")},
 		{Step{"uuid-manager", "the XiVO UUID in the service manager is a placeholder", sealUUIDInManager}, ours("become.uuid-manager")},
-		{Step{"consul-state", "Consul's raft, serf, keyrings, services, checks and node id are gone", sealConsul}, ours("become.consul-state")},
+		{Step{"consul-state", "Consul's raft, serf, keyrings, services, checks and node id are gone", consulEmptied}, ours("become.consul-state")},
 		{Step{"consul-config", "Consul's mesh configuration is gone", gone(platform.ConsulConfigDir + "/interconnection.json")}, ours("become.consul-config")},
 		{Step{"consul-token", "Consul's master token is a placeholder, in every file that holds it", sealConsulToken}, ours("become.consul-token")},
 		{Step{"ctid-config", "xivo-ctid's mesh configuration is gone", gone(ctid.ConfigFiles...)}, ours("become.ctid-config")},
@@ -98,12 +102,30 @@ type SealOptions struct {
 	Version string
 }
 
-// check refuses names of no operation.
+// whatClonesNeed are the operations without which no clone becomes: sealed is
+// what the proof of the one makes an image, and the other brings our first boot.
+var whatClonesNeed = []string{"uuid-database", "units"}
+
+// check refuses names of no operation, and a choice with which clones would lack
+// what is taken out.
 func (o SealOptions) check() error {
 	known := append(SealOperations(), LastOperations()...)
 	for _, name := range slices.Concat(o.Enable, o.Disable) {
 		if !slices.ContainsFunc(known, func(op SealOperation) bool { return op.Name == name }) {
 			return fmt.Errorf("seal: there is no operation %q: see `xivo-firstboot seal --list`", name)
+		}
+	}
+	if o.disabled("kv-export") && !o.disabled("consul-state") {
+		return errors.New("seal: without kv-export, what consul-state takes out would be lost: do both, or leave out both")
+	}
+	for _, op := range known {
+		if o.disabled(op.Name) || !strings.HasPrefix(op.Counterpart, byUs) {
+			continue
+		}
+		for _, needed := range whatClonesNeed {
+			if o.disabled(needed) {
+				return fmt.Errorf("seal: without %s, no clone would get its own of what %s takes out: do both, or leave out both", needed, op.Name)
+			}
 		}
 	}
 	return nil
@@ -119,6 +141,10 @@ func (n *Node) Seal(ctx context.Context, o SealOptions) (*seal.Manifest, error) 
 	if err := o.check(); err != nil {
 		return nil, err
 	}
+	// What is not proved again would no longer count, and no clone would become.
+	if i := slices.IndexFunc(whatClonesNeed, o.disabled); i >= 0 && n.sealed() {
+		return nil, fmt.Errorf("seal: this machine was sealed before, so %s cannot be left out", whatClonesNeed[i])
+	}
 	// What the boot has still to start would write where the seal was already.
 	booted, cancel := context.WithTimeout(ctx, bootWait)
 	defer cancel()
@@ -127,6 +153,9 @@ func (n *Node) Seal(ctx context.Context, o SealOptions) (*seal.Manifest, error) 
 	}
 	if err := n.checkSchema(ctx); err != nil {
 		return nil, fmt.Errorf("seal: %w", err)
+	}
+	if !n.Platform.HasSystemd() {
+		return nil, errors.New("seal: without systemd a clone of this machine would never become a node: bake from Debian 8 (XiVO 15.20) or later; a running XiVO 15.19 becomes a node with `identity: keep` and `xivo-firstboot run`")
 	}
 	passed, err := n.wizardPassed(ctx)
 	if err != nil {
@@ -354,8 +383,6 @@ func stopped(n *Node, services ...string) resource {
 		},
 	}
 }
-
-func sealConsul(_ context.Context, n *Node) (Resource, error) { return consul.Emptied(n.Platform), nil }
 
 // sealMachineID empties /etc/machine-id; an absent one would make systemd run
 // its first-boot presets. D-Bus's is a link to it, or goes.

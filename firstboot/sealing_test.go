@@ -16,6 +16,8 @@ import (
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/consul"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/platform"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/seal"
+	"github.com/xivo-mesh/packer-plugin-xivo/test/lab/schema"
+	"github.com/xivo-mesh/packer-plugin-xivo/test/lab/server"
 )
 
 // A first boot compares the image with its manifest before it changes anything.
@@ -143,11 +145,11 @@ func aServer(t *testing.T, files map[string]string) *Node {
 	n := nodeOf(t)
 	n.Journal = nil
 	n.Platform = &platform.Platform{Root: t.TempDir()}
-	put(t, n, files)
+	place(t, n, files)
 	return n
 }
 
-func put(t *testing.T, n *Node, files map[string]string) {
+func place(t *testing.T, n *Node, files map[string]string) {
 	t.Helper()
 	for name, content := range files {
 		file := n.Platform.Path(name)
@@ -192,5 +194,87 @@ func TestNothingOfOursStaysButWhatACloneNeeds(t *testing.T) {
 	left := slices.Sorted(maps.Keys(files(t, n.Platform.Root)))
 	if diff := cmp.Diff([]string{n.Platform.Path(exportFile), n.Platform.Path(lockFile), n.Platform.Path(manifestFile)}, left); diff != "" {
 		t.Errorf("left (-want +got):\n%s", diff)
+	}
+}
+
+func TestAChoiceThatTearsAGroupApartIsRefused(t *testing.T) {
+	var every []string
+	for _, op := range append(SealOperations(), LastOperations()...) {
+		every = append(every, op.Name)
+	}
+	for _, tc := range []struct {
+		name            string
+		enable, disable []string
+		names           []string // of operations, in the error; nil: nothing is wrong
+	}{
+		{"all", nil, nil, nil},
+		{"all, by name", every, nil, nil},
+		{"no logs and no cache", nil, []string{"logs", "apt-cache"}, nil},
+		{"only what needs nothing at the first boot", []string{"logs", "apt-cache", "shell-history", "machine-id"}, nil, nil},
+		{"Consul as it is", nil, []string{"kv-export", "consul-state"}, nil},
+		{"an export that nothing needs", nil, []string{"consul-state"}, nil},
+		{"the KV would be lost", nil, []string{"kv-export"}, []string{"kv-export", "consul-state"}},
+		{"the KV would be lost, and nothing put back", []string{"consul-state"}, nil, []string{"kv-export", "consul-state"}},
+		{"the same with what clones need", []string{"consul-state", "units", "uuid-database"}, nil, []string{"kv-export", "consul-state"}},
+		{"nobody would replace the placeholders", nil, []string{"units"}, []string{"units", "kv-export"}},
+		{"clones would be left alone", nil, []string{"uuid-database"}, []string{"uuid-database", "kv-export"}},
+		{"clones would have no certificate", []string{"certificate", "units"}, nil, []string{"uuid-database", "certificate"}},
+		{"a certificate, and what makes it", []string{"certificate", "units", "uuid-database"}, nil, nil},
+		{"a UUID that nobody replaces", []string{"uuid-database"}, nil, []string{"units", "uuid-database"}},
+		{"our program alone", []string{"units"}, nil, nil},
+		{"a name of nothing", nil, []string{"unit"}, []string{`"unit"`, "seal --list"}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			err := SealOptions{Enable: tc.enable, Disable: tc.disable}.check()
+			if (err != nil) != (tc.names != nil) {
+				t.Fatalf("got %v", err)
+			}
+			for _, name := range tc.names {
+				if !strings.Contains(err.Error(), name) {
+					t.Errorf("%q is not in: %v", name, err)
+				}
+			}
+		})
+	}
+}
+
+func TestTheSealKeepsConsulsStateUntilTheKVIsExported(t *testing.T) {
+	raft := platform.ConsulDataDir + "/raft/raft.db"
+	n := aServer(t, map[string]string{raft: "the KV"})
+	if _, err := operation(t, "consul-state").run(t.Context(), n, "seal.consul-state"); err == nil || !strings.Contains(err.Error(), "the KV's export is missing") {
+		t.Errorf("got %v", err)
+	}
+	if _, err := os.Stat(n.Platform.Path(raft)); err != nil {
+		t.Errorf("Consul's state is gone: %v", err)
+	}
+	place(t, n, map[string]string{exportFile: "{}"})
+	if _, err := operation(t, "consul-state").run(t.Context(), n, "seal.consul-state"); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestASealThatClonesCouldNotUseIsRefused(t *testing.T) {
+	db := open(t, server.Postgres(t, schema.SQL("15.20")))
+	for _, tc := range []struct {
+		name, says string
+		options    SealOptions
+		sealed     bool
+	}{
+		{"sysvinit, which starts no unit", "without systemd", SealOptions{}, false},
+		{"logs alone, of an image", "sealed before, so uuid-database cannot be left out", SealOptions{Enable: []string{"logs"}}, true},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			n := aNode(t, "15.19", db)
+			if tc.sealed {
+				n.manifest = &seal.Manifest{Format: 1, Operations: []seal.Operation{{Name: "uuid-database"}}}
+			}
+			before := files(t, n.Platform.Root)
+			if _, err := n.Seal(t.Context(), tc.options); err == nil || !strings.Contains(err.Error(), tc.says) {
+				t.Errorf("got %v, want an error that says %q", err, tc.says)
+			}
+			if diff := cmp.Diff(before, files(t, n.Platform.Root)); diff != "" {
+				t.Errorf("written:\n%s", diff)
+			}
+		})
 	}
 }

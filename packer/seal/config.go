@@ -31,7 +31,9 @@ type Config struct {
 	// all of them.
 	Enable []string `mapstructure:"enable"`
 	// Operations to leave out: see `xivo-firstboot seal --list`. What they would
-	// have taken out is then in every clone.
+	// have taken out is then in every clone. A choice with which clones would lack
+	// something is refused: `kv-export` goes with `consul-state`, and `units` and
+	// `uuid-database` with all that our first boot puts back.
 	Disable []string `mapstructure:"disable"`
 	// Where the manifest of the seal is written on this host. Defaults to
 	// `xivo-seal-manifest.json` in the current folder; beside the image is a good place.
