@@ -92,12 +92,21 @@ func parseJournal(raw []byte, file string) (*Journal, error) {
 	return j, nil
 }
 
-// HasBecome says whether an instance below root has become, also where all else
-// about it is broken. A journal that cannot be read counts: doubt holds nobody
-// back.
-func HasBecome(root string) bool {
+// MustBecome says whether the machine below root, about which something cannot
+// be read, must not work before it has an identity of its own: it was sealed, or
+// is a copy that began to become. All others worked before: one that nobody asked
+// to change, one that was adopted, and one that became. A journal that cannot be
+// read counts as that: doubt holds nobody back.
+func MustBecome(root string) bool {
 	j, err := readJournal(filepath.Join(root, journalFile))
-	return err != nil || j != nil && j.Finished(BecomePhase)
+	if err != nil {
+		return false
+	}
+	if j != nil {
+		return !j.Finished(BecomePhase) && !j.Identity.Adopted
+	}
+	_, err = os.Lstat(filepath.Join(root, manifestFile))
+	return !errors.Is(err, fs.ErrNotExist)
 }
 
 func newJournal(file string, i Instance, id Identity) *Journal {

@@ -40,18 +40,24 @@ func TestADamagedJournalIsAnError(t *testing.T) {
 		})
 	}
 	p := &platform.Platform{Root: t.TempDir()}
-	if j, err := readJournal(p.Path(journalFile)); j != nil || err != nil || HasBecome(p.Root) {
+	if j, err := readJournal(p.Path(journalFile)); j != nil || err != nil || MustBecome(p.Root) {
 		t.Errorf("of a machine that never became anything: %v, %v", j, err)
 	}
 	// Without its journal, a node that was sealed once looks like an image.
 	if err := os.MkdirAll(p.Path(platform.StateDir), 0o700); err != nil {
 		t.Fatal(err)
 	}
+	if err := os.WriteFile(p.Path(manifestFile), []byte("{}"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if !MustBecome(p.Root) {
+		t.Error("a sealed image would work as the original")
+	}
 	if err := os.WriteFile(p.Path(statusFile), []byte("{}"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if j, err := readJournal(p.Path(journalFile)); j != nil || err == nil || !strings.Contains(err.Error(), "is gone, but") || !HasBecome(p.Root) {
-		t.Errorf("of a node whose journal was lost: %v, %v; it is held: %v", j, err, !HasBecome(p.Root))
+	if j, err := readJournal(p.Path(journalFile)); j != nil || err == nil || !strings.Contains(err.Error(), "is gone, but") || MustBecome(p.Root) {
+		t.Errorf("of a node whose journal was lost: %v, %v; it is held: %v", j, err, MustBecome(p.Root))
 	}
 }
 

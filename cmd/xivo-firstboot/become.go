@@ -20,7 +20,7 @@ func (c *cli) becomeCommand() *cobra.Command {
 		Long: "Decides, before anything is changed, whether this instance needs an identity of its own, and takes it on.\n" +
 			"Consul and RabbitMQ must not run: at boot they are started after it. On a running server use `run`.",
 		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
+		RunE: func(cmd *cobra.Command, _ []string) (err error) {
 			ctx, cancel := context.WithTimeout(cmd.Context(), 5*time.Minute)
 			defer cancel()
 			n, err := c.openAtBoot()
@@ -44,10 +44,24 @@ func (c *cli) becomeCommand() *cobra.Command {
 			case firstboot.Hold:
 				return c.hold(ctx, n, same, why)
 			}
-			if running, err := n.Platform.Init.Active(ctx, "consul"); err != nil || running {
-				return errors.Join(errors.New("become: Consul runs, so this is no boot: use `xivo-firstboot run`"), err)
+			defer func() {
+				adopted := action == firstboot.Adopt || action == firstboot.Resume && n.Identity().Adopted
+				err = c.holdBack(!adopted, err)
+			}()
+			// Both start after this at boot. One that is started again later on a
+			// server where XiVO runs, although a run failed, is not held back.
+			for _, broker := range []string{"consul", "rabbitmq-server"} {
+				if running, err := n.Platform.Init.Active(ctx, broker); err != nil {
+					return err
+				} else if running {
+					run := "xivo-firstboot run"
+					if confirm {
+						run += " --confirm"
+					}
+					return exitError{exitWaiting, fmt.Errorf("become: %s runs, so this is no boot, and nothing was changed: use `%s`", broker, run)}
+				}
 			}
-			if err := lock(n); err != nil {
+			if err := n.Lock(); err != nil {
 				return err
 			}
 			action, why, err = n.Begin(ctx, confirm)
@@ -70,7 +84,7 @@ func (c *cli) becomeCommand() *cobra.Command {
 // person says that it is none.
 func (c *cli) hold(ctx context.Context, n *firstboot.Node, same bool, why string) error {
 	if same {
-		if err := lock(n); err != nil {
+		if err := n.Lock(); err != nil {
 			return err
 		}
 		c.log.Info("become: the same machine; it goes on as the node that it was")
@@ -88,7 +102,7 @@ func (c *cli) settleCommand() *cobra.Command {
 		Short: "Put Consul's KV back and set the broker up (the second unit at boot)",
 		Long:  "Needs Consul and RabbitMQ running. XiVO's daemons are started after it. Does nothing on a node that has settled.",
 		Args:  cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
+		RunE: func(cmd *cobra.Command, _ []string) (err error) {
 			ctx, cancel := context.WithTimeout(cmd.Context(), 5*time.Minute)
 			defer cancel()
 			n, err := c.openAtBoot()
@@ -100,10 +114,14 @@ func (c *cli) settleCommand() *cobra.Command {
 				c.log.Info("settle: nothing to do")
 				return nil
 			}
+			if action, why := n.Decide(false); action != firstboot.Unchanged {
+				return exitError{exitWaiting, fmt.Errorf("settle: become comes first, so nothing was changed: %s", why)}
+			}
+			defer func() { err = c.holdBack(!n.Identity().Adopted, err) }()
 			if n.Config == nil {
 				return asExit(fmt.Errorf("settle: the document that this node began with cannot be read: %w", n.DocumentErr))
 			}
-			if err := lock(n); err != nil {
+			if err := n.Lock(); err != nil {
 				return err
 			}
 			if _, err = n.Run(ctx, firstboot.SettlePhase); err == nil {
@@ -114,23 +132,24 @@ func (c *cli) settleCommand() *cobra.Command {
 	}
 }
 
-// openAtBoot opens the node for the units that XiVO's daemons wait for. A node
-// that has become is not held back by what cannot be read about it now.
+// openAtBoot opens the node for the units that XiVO's daemons wait for. They wait
+// for nothing that cannot be read, but where an identity is still to be taken on.
 func (c *cli) openAtBoot() (*firstboot.Node, error) {
 	n, err := c.open()
-	if err != nil && firstboot.HasBecome(c.root) {
-		return nil, exitError{exitWaiting, fmt.Errorf("this node has become, so nothing is held back, but look: %w", err)}
+	if err != nil && !firstboot.MustBecome(c.root) {
+		return nil, exitError{exitWaiting, fmt.Errorf("nothing is held back for it, but look: %w", err)}
 	}
 	return n, err
 }
 
-// lock takes the node's lock. Who has it already does what we would do.
-func lock(n *firstboot.Node) error {
-	err := n.Lock()
-	if errors.Is(err, firstboot.ErrBusy) {
-		return exitError{exitWaiting, err}
+// holdBack ends a unit that XiVO's daemons wait for with its error, unless they
+// must not be held: a server that was adopted worked before, and works on.
+func (c *cli) holdBack(hold bool, err error) error {
+	var exit exitError
+	if err == nil || hold || errors.As(err, &exit) && exit.code == exitWaiting {
+		return err
 	}
-	return err
+	return exitError{exitWaiting, fmt.Errorf("this server worked before it was made a node, so nothing is held back, but look, then `xivo-firstboot run`: %w", err)}
 }
 
 // asExit gives the error of a bad document its exit code.

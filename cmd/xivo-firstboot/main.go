@@ -70,6 +70,9 @@ func run(ctx context.Context, args []string, io stdio) int {
 		return exit.code
 	}
 	fmt.Fprintln(io.err, "xivo-firstboot:", err)
+	if errors.Is(err, firstboot.ErrBusy) {
+		return exitWaiting // who has the lock may do what we would
+	}
 	return exitFailed
 }
 

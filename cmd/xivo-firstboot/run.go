@@ -24,7 +24,8 @@ func (c *cli) runCommand() *cobra.Command {
 		Short: "Make this running server a node of the mesh now, all phases in a row",
 		Long: "Telephony is interrupted while XiVO's services are stopped; the report says for how long. They are started\n" +
 			"in the end whatever happens: under systemd this goes on as the unit " + runUnit + " when the terminal goes away.\n" +
-			"The document must say `identity: keep` (this server stays who it is) or `identity: regenerate` (it is a copy).",
+			"On a server that was neither sealed nor a node before, the document must say `identity: keep` (this server stays\n" +
+			"who it is) or `identity: regenerate` (it is a copy).",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if guarded {
@@ -108,6 +109,9 @@ func (c *cli) runHere(ctx context.Context, n *firstboot.Node, confirm bool) erro
 		if err != nil {
 			return err
 		}
+	}
+	if why := n.Waits(ctx); why != "" {
+		return exitError{exitWaiting, errors.Join(errors.New(why), n.Stay(ctx))}
 	}
 	status, changes, err := n.Converge(ctx)
 	c.report(status, changes)
