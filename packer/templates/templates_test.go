@@ -81,3 +81,23 @@ func TestTheyDifferInTheSourceOnly(t *testing.T) {
 		}
 	}
 }
+
+// Their first lines are copied into an interactive bash: what other users of the
+// host see of it has no password, and `!` would be looked up in its history.
+func TestTheirCommandLinesCanBeCopied(t *testing.T) {
+	for _, name := range templates(t) {
+		raw, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(string(raw)) {
+			command, found := strings.CutPrefix(line, "#   ")
+			if found && regexp.MustCompile(`-var '?\w*(password|token|secret)`).MatchString(command) {
+				t.Errorf("%s has a secret on a command line: %s", name, command)
+			}
+			if found && strings.Contains(regexp.MustCompile(`'[^']*'`).ReplaceAllString(command, ""), "!") {
+				t.Errorf("%s has an exclamation mark outside of single quotes: %s", name, command)
+			}
+		}
+	}
+}

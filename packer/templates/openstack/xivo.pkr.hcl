@@ -3,7 +3,8 @@
 #
 #   . openrc.sh
 #   packer init xivo.pkr.hcl
-#   packer build -var source_image=xivo -var flavor=m1.small -var ssh_password=… xivo.pkr.hcl
+#   read -rsp 'Password of root: ' PKR_VAR_ssh_password && export PKR_VAR_ssh_password
+#   packer build -var source_image=xivo -var flavor=m1.small xivo.pkr.hcl
 
 packer {
   required_plugins {

@@ -2,9 +2,10 @@
 # installed:
 #
 #   export PROXMOX_URL=https://pve.example.com:8006/api2/json
-#   export PROXMOX_USERNAME=packer@pve!bake PROXMOX_TOKEN=…
+#   export PROXMOX_USERNAME='packer@pve!bake' PROXMOX_TOKEN='…'
 #   packer init xivo.pkr.hcl
-#   packer build -var node=pve -var source_vm=xivo -var ssh_password=… xivo.pkr.hcl
+#   read -rsp 'Password of root: ' PKR_VAR_ssh_password && export PKR_VAR_ssh_password
+#   packer build -var node=pve -var source_vm=xivo xivo.pkr.hcl
 #
 # The machine needs qemu-guest-agent: it says at which address the machine is.
 
@@ -29,6 +30,12 @@ variable "node" {
 variable "source_vm" {
   type        = string
   description = "The machine or template with XiVO installed."
+}
+
+variable "insecure_skip_tls_verify" {
+  type        = bool
+  default     = false
+  description = "Take any certificate from PROXMOX_URL: a new Proxmox has one that it signed itself."
 }
 
 variable "bridge" {
@@ -87,6 +94,8 @@ variable "ssh_private_key_file" {
 }
 
 source "proxmox-clone" "xivo" {
+  insecure_skip_tls_verify = var.insecure_skip_tls_verify
+
   node                 = var.node
   clone_vm             = var.source_vm
   full_clone           = true

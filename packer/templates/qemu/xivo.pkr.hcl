@@ -1,7 +1,8 @@
 # A golden image of a XiVO, baked in a virtual machine under QEMU:
 #
 #   packer init xivo.pkr.hcl
-#   packer build -var source_image=xivo.qcow2 -var ssh_password=… xivo.pkr.hcl
+#   read -rsp 'Password of root: ' PKR_VAR_ssh_password && export PKR_VAR_ssh_password
+#   packer build -var source_image=xivo.qcow2 xivo.pkr.hcl
 #
 # qemu.sh, which belongs beside this file, tries whether KVM works, and emulates
 # where it does not: the build then takes some ten times longer.

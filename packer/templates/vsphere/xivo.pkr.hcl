@@ -1,9 +1,10 @@
 # A template of a XiVO on vSphere, baked in a clone of a machine that has XiVO
 # installed:
 #
-#   export VSPHERE_SERVER=vcenter.example.com VSPHERE_USER=… VSPHERE_PASSWORD=…
+#   export VSPHERE_SERVER=vcenter.example.com VSPHERE_USER='…' VSPHERE_PASSWORD='…'
 #   packer init xivo.pkr.hcl
-#   packer build -var cluster=main -var source_vm=xivo -var ssh_password=… xivo.pkr.hcl
+#   read -rsp 'Password of root: ' PKR_VAR_ssh_password && export PKR_VAR_ssh_password
+#   packer build -var cluster=main -var source_vm=xivo xivo.pkr.hcl
 #
 # The machine needs open-vm-tools: they say at which address the machine is.
 
@@ -39,6 +40,12 @@ variable "vcenter_password" {
   description = "The password of vcenter_username."
 }
 
+variable "insecure_connection" {
+  type        = bool
+  default     = false
+  description = "Take any certificate from vCenter."
+}
+
 variable "datacenter" {
   type        = string
   default     = null
@@ -48,6 +55,12 @@ variable "datacenter" {
 variable "cluster" {
   type        = string
   description = "The cluster that bakes."
+}
+
+variable "host" {
+  type        = string
+  default     = null
+  description = "The host of the cluster that bakes; needed where the cluster has no DRS."
 }
 
 variable "datastore" {
@@ -111,12 +124,14 @@ variable "ssh_private_key_file" {
 }
 
 source "vsphere-clone" "xivo" {
-  vcenter_server = var.vcenter_server
-  username       = var.vcenter_username
-  password       = var.vcenter_password
+  vcenter_server      = var.vcenter_server
+  username            = var.vcenter_username
+  password            = var.vcenter_password
+  insecure_connection = var.insecure_connection
 
   datacenter = var.datacenter
   cluster    = var.cluster
+  host       = var.host
   datastore  = var.datastore
   folder     = var.folder
 
