@@ -1,8 +1,10 @@
 # Everything that is built lands in dist/ or in the cache,
 # $XDG_CACHE_HOME/packer-plugin-xivo or ~/.cache/packer-plugin-xivo.
 
-VERSION = $(shell sed -n 's/.*NewPluginVersion[^"]*"\([^"]*\)".*/\1/p' packer/version/version.go)
+VERSION = $(shell sed -n '/= version.NewPluginVersion/{s/[^"]*"\([^"]*\)", "\([^"]*\)".*/\1-\2/;s/-$$//;p;}' packer/version/version.go)
 ARCH := $(shell go env GOARCH)
+# What the plugin carries xivo-firstboot for: the machines of XiVO, and this one.
+MACHINES := $(sort amd64 386 $(ARCH))
 
 export GOTOOLCHAIN := local
 GO_BUILD := CGO_ENABLED=0 go build -trimpath -buildvcs=false
@@ -18,7 +20,9 @@ help: ## list the targets
 
 build: ## the plugin and xivo-firstboot, for this machine, into dist/
 	@rm -rf packer/embedded/linux_*
-	GOOS=linux $(GO_BUILD) -ldflags '$(FIRSTBOOT_LDFLAGS)' -o packer/embedded/linux_$(ARCH)/xivo-firstboot ./cmd/xivo-firstboot
+	for arch in $(MACHINES); do \
+		GOOS=linux GOARCH=$$arch $(GO_BUILD) -ldflags '$(FIRSTBOOT_LDFLAGS)' -o packer/embedded/linux_$$arch/xivo-firstboot ./cmd/xivo-firstboot || exit; \
+	done
 	$(GO_BUILD) -ldflags '-s -w' -o dist/packer-plugin-xivo ./cmd/packer-plugin-xivo
 	@cp packer/embedded/linux_$(ARCH)/xivo-firstboot dist/
 

@@ -66,6 +66,15 @@ func TestPackers(t *testing.T) {
 	}
 }
 
+// On other systems than Linux it is built without the builder.
+func TestItBuildsForAMac(t *testing.T) {
+	cmd := exec.CommandContext(t.Context(), "go", "vet", ".")
+	cmd.Env = append(os.Environ(), "GOOS=darwin", "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
 // packer is a Packer that knows of nothing outside of its home.
 type packer struct{ binary, home string }
 

@@ -24,7 +24,7 @@ import (
 	"github.com/xivo-mesh/packer-plugin-xivo/test/lab/recipe"
 )
 
-const usage = `usage: lab test       go vet, all tests, some fuzzing, and nothing left behind
+const usage = `usage: lab test       make lint, all tests, some fuzzing, and nothing left behind
        lab crash      first boots that are killed a few hundred times
        lab vm         the whole way in virtual machines
        lab bench-bake bake one thing with both builders, and compare
@@ -92,8 +92,10 @@ func test(ctx context.Context, maker *recipe.Maker, stdout io.Writer) error {
 	if err != nil {
 		return err
 	}
-	if err := goTool("vet", "./..."); err != nil {
-		return err
+	lint := exec.CommandContext(ctx, "make", "--no-print-directory", "-C", maker.Repo, "lint")
+	lint.Stdout, lint.Stderr = stdout, os.Stderr
+	if err := lint.Run(); err != nil {
+		return fmt.Errorf("make lint: %w", err)
 	}
 	packages, err := packages(ctx, maker.Repo)
 	if err != nil {
