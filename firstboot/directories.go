@@ -83,15 +83,14 @@ func rereads[T any](n *Node, service, what string, wanted []T, mark func(*marks)
 			return []string{service + " runs with " + what + " from before the last change"}, nil
 		},
 		apply: func(ctx context.Context) error {
+			// Where it cannot be marked, each pass would restart it.
+			if err := n.mark(func(*marks) {}); err != nil {
+				return err
+			}
 			if err := n.Platform.Init.Restart(ctx, service); err != nil {
 				return err
 			}
-			m, err := n.marks()
-			if err != nil {
-				return err
-			}
-			*mark(&m) = now
-			return n.writeState(marksFile, m)
+			return n.mark(func(m *marks) { *mark(m) = now })
 		},
 	}
 }

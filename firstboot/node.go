@@ -95,6 +95,7 @@ type Node struct {
 	broker *rabbitmq.Client
 	// One wait for a server that is down is enough for a pass.
 	dbErr, consulErr, brokerErr error
+	brokerRestarted             bool
 
 	lock *os.File
 }

@@ -2,8 +2,12 @@ package firstboot
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -50,5 +54,47 @@ func TestANodeWhoseAddressIsGoneIsTold(t *testing.T) {
 	n.noticeMoved(map[netip.Addr]string{netip.MustParseAddr("192.0.2.7"): "eth0"})
 	if len(n.notices) != 1 || !strings.Contains(n.notices[0], "192.0.2.1 is on no interface") {
 		t.Errorf("with another one: %v", n.notices)
+	}
+}
+
+// Each restart of a daemon costs its clients their connections.
+func TestADaemonIsNotRestartedAgainAndAgain(t *testing.T) {
+	init := &manager{}
+	p := &platform.Platform{Root: t.TempDir(), Init: init}
+	n := &Node{Platform: p, Log: slog.New(slog.DiscardHandler)}
+	read := func() Resource {
+		return rereads(n, "xivo-dird", "sources", []string{"a source"}, func(m *marks) *string { return &m.Directories })
+	}
+	// The state cannot be written, as on a full disk.
+	if err := os.MkdirAll(p.Path(filepath.Dir(platform.StateDir)), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(p.Path(platform.StateDir), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		if err := ensure(t.Context(), read()); err == nil {
+			t.Error("it is not told that the state cannot be written")
+		}
+	}
+	if len(init.restarted) > 0 {
+		t.Errorf("restarted: %v", init.restarted)
+	}
+	if err := errors.Join(os.Remove(p.Path(platform.StateDir)), os.Mkdir(p.Path(platform.StateDir), 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		if err := ensure(t.Context(), read()); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := n.restartBroker(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if err := n.restartBroker(t.Context()); err == nil {
+		t.Error("the broker is restarted twice")
+	}
+	if want := []string{"xivo-dird", "rabbitmq-server"}; !slices.Equal(init.restarted, want) {
+		t.Errorf("restarted: %v, want %v", init.restarted, want)
 	}
 }

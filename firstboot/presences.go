@@ -79,6 +79,10 @@ func ctidRegistered(ctx context.Context, n *Node) (Resource, error) {
 			if m.CtidRestarted == want {
 				return errors.New("a restart did not help; see the log of xivo-ctid")
 			}
+			// Where it cannot be marked, each pass would restart it.
+			if err := n.writeState(marksFile, m); err != nil {
+				return err
+			}
 			if err := n.Platform.Init.Restart(ctx, "xivo-ctid"); err != nil {
 				return err
 			}

@@ -2,6 +2,7 @@ package firstboot
 
 import (
 	"context"
+	"errors"
 
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/consul"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/rabbitmq"
@@ -47,10 +48,20 @@ var (
 	})
 	brokerName = withBroker(func(n *Node, b *rabbitmq.Client) Resource { return b.ClusterName(n.Identity().Name) })
 
-	brokerFederation = withBroker(func(n *Node, b *rabbitmq.Client) Resource { return b.Federation(n.Platform) })
+	brokerFederation = withBroker(func(n *Node, b *rabbitmq.Client) Resource { return b.Federation(n.Platform, n.restartBroker) })
 
 	brokerAccount = withBroker(func(n *Node, b *rabbitmq.Client) Resource {
 		return b.FederationUser(n.Credentials().Account(), n.Credentials().BrokerPassword())
 	})
 	brokerPolicy = withBroker(func(_ *Node, b *rabbitmq.Client) Resource { return b.Policy() })
 )
+
+// restartBroker is for once in the life of this process: every message of this
+// server goes through the broker, and a second restart would not help either.
+func (n *Node) restartBroker(ctx context.Context) error {
+	if n.brokerRestarted {
+		return errors.New("one did not help; see the broker's log")
+	}
+	n.brokerRestarted = true
+	return n.Platform.Init.Restart(ctx, "rabbitmq-server")
+}

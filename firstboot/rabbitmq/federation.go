@@ -54,8 +54,8 @@ const loading = 20 * time.Second
 
 // Federation is the federation plugin, enabled and running. Apply enables it in
 // the running broker, with RabbitMQ's own tool: there is no API. A broker that
-// only reads the list at its start (before 3.4) is restarted.
-func (c *Client) Federation(p *platform.Platform) *Setting {
+// only reads the list at its start (before 3.4) needs the restart.
+func (c *Client) Federation(p *platform.Platform, restart func(context.Context) error) *Setting {
 	listed := Plugins(p)
 	return &Setting{
 		diff: func(ctx context.Context) ([]string, error) {
@@ -76,7 +76,7 @@ func (c *Client) Federation(p *platform.Platform) *Setting {
 			if err == nil && c.federating(ctx) == nil {
 				return nil
 			}
-			if err := p.Init.Restart(ctx, "rabbitmq-server"); err != nil {
+			if err := restart(ctx); err != nil {
 				return fmt.Errorf("rabbitmq: restart for the federation plugin: %w", err)
 			}
 			if err := c.Wait(ctx); err != nil {

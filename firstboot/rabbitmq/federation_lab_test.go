@@ -339,6 +339,7 @@ func TestBrokerOfACopy(t *testing.T) {
 	cb = b.ready(t)
 	t.Setenv("PATH", b.Tools(t)+":"+os.Getenv("PATH"))
 
+	restart := func(ctx context.Context) error { return p.Init.Restart(ctx, "rabbitmq-server") }
 	t.Run("it takes nothing from the original before it is settled", func(t *testing.T) {
 		found, err := cb.Upstreams(t.Context())
 		if err != nil || len(found) != 1 {
@@ -346,7 +347,7 @@ func TestBrokerOfACopy(t *testing.T) {
 		}
 		become(t, cb.NothingFederated())
 		become(t, cb.ClusterName("xivo-c-33333333"))
-		become(t, cb.Federation(p))
+		become(t, cb.Federation(p, restart))
 	})
 	t.Run("nor after it", func(t *testing.T) {
 		become(t, cb.FederationUser(account, password))
@@ -379,7 +380,7 @@ func TestBrokerOfACopy(t *testing.T) {
 			t.Fatal(err)
 		}
 		t.Setenv("PATH", tools+":"+os.Getenv("PATH"))
-		become(t, cb.Federation(p))
+		become(t, cb.Federation(p, restart))
 	})
 }
 
