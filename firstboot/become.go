@@ -47,6 +47,13 @@ func (n *Node) Begin(ctx context.Context, confirmed bool) (Action, string, error
 		return action, why, err
 	}
 	switch action {
+	case Resume, Become, Adopt:
+		// What any step cannot even read is told while all is as it was.
+		if _, err := n.Plan(ctx, BecomePhase); err != nil {
+			return action, why, err
+		}
+	}
+	switch action {
 	case Resume:
 		// Consul may have run since the become was cut off. If its state was
 		// there still, it holds more than the export; if not, it has begun anew as

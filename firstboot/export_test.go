@@ -71,6 +71,50 @@ func TestConsulKeepsItsStateUntilTheKVIsExported(t *testing.T) {
 	}
 }
 
+// What is wrong with the configuration is found while all is as it was.
+func TestConsulKeepsItsStateWhereItsConfigurationIsRefused(t *testing.T) {
+	const token = "0c1b5e1e-7c1f-4d5e-9f5b-0a0f3d1c2b3a"
+	for name, c := range map[string]struct{ site, consul, says string }{
+		"by a file that comes after ours":  {`{"node_name": "site"}`, "#!/bin/sh\n", "zz-site.json"},
+		"by Consul":                        {`{}`, "#!/bin/sh\necho no such key; exit 1\n", "no such key"},
+		"by XiVO's package, with no token": {`{}`, "#!/bin/sh\n", "dpkg-reconfigure consul"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := cutOff(t)
+			n.Journal.Identity.Name, n.Journal.Identity.Advertise = "xivo-b-99999999", "10.0.0.2"
+			n.Config.Secret = "a secret of this mesh"
+			put(t, n, raftFile, "the KV")
+			put(t, n, platform.ConsulConfigDir+"/config.json", `{"acl_master_token": "`+token+`"}`)
+			put(t, n, platform.ConsulConfigDir+"/zz-site.json", c.site)
+			put(t, n, platform.ConsulDataDir+"/default_xivo_consul_token.yml", "token: "+token+"\n")
+			if c.says != "dpkg-reconfigure consul" {
+				put(t, n, platform.ConsulDataDir+"/master_token", token+"\n")
+			}
+			put(t, n, "/bin/consul", c.consul)
+			if err := os.Chmod(n.Platform.Path("/bin/consul"), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			t.Setenv("PATH", n.Platform.Path("/bin"))
+			for _, step := range []string{"consul-config", "consul-token"} {
+				delete(n.Journal.Steps, "become."+step)
+			}
+			_, _, err := n.Begin(t.Context(), false)
+			if err == nil {
+				_, err = n.Run(t.Context(), BecomePhase)
+			}
+			if err == nil || !strings.Contains(err.Error(), c.says) {
+				t.Errorf("got %v, want an error that says %q", err, c.says)
+			}
+			if got := contents(t, n, raftFile); got != "the KV" {
+				t.Errorf("Consul's state is %q", got)
+			}
+			if _, err := os.Stat(n.Platform.Path(platform.ConsulConfigDir, "interconnection.json")); err == nil {
+				t.Error("our file is there")
+			}
+		})
+	}
+}
+
 // A run that was killed at the end of its export leaves a copy of all of the KV.
 func TestNoCopyOfTheKVIsLeftOnceItIsBack(t *testing.T) {
 	n := nodeOf(t)

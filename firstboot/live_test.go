@@ -200,7 +200,7 @@ func TestACopyOfANodeThatWasCutOffKeepsTheExport(t *testing.T) {
 			was.Steps["settle.kv-retire"] = Stamp{State: done}
 		}
 		n.Journal, n.Instance = was, Instance{ID: "copy"}
-		if action, why, err := n.Begin(t.Context(), false); err != nil || action != Become {
+		if action, why, err := n.prepare(t.Context(), false); err != nil || action != Become {
 			t.Fatalf("%s (%s), %v", action, why, err)
 		}
 		step, err := kvExported(t.Context(), n)

@@ -23,10 +23,12 @@ var BecomePhase = Phase{
 		{"certificate", "a TLS key and certificate that are this node's own", certificate},
 		{"rabbitmq-plugins", "RabbitMQ's management is enabled; federation too, but on a copy", brokerStart},
 		{"rabbitmq-management", "RabbitMQ's management listens on loopback only", brokerManagement},
+		{"ctid-config", "xivo-ctid listens and registers at this node's address", ctidConfig},
 		{"consul-state", "Consul's old state is gone, but not its tokens", consulEmptied},
+		// Not before that: an older Consul finds no leader with the state of
+		// another address. What is wrong with its folder is found by the plan.
 		{"consul-config", "Consul has this node's name and address", consulConfig},
 		{"consul-token", "Consul's master token is the mesh's, in every file that holds it", consulTokens},
-		{"ctid-config", "xivo-ctid listens and registers at this node's address", ctidConfig},
 	},
 }
 

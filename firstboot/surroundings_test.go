@@ -182,6 +182,7 @@ func TestNothingIsHalfDone(t *testing.T) {
 		{"an interface that is not there", cloudinit.IdentityRegenerate, "", cloudinit.Advertise{Interface: "nosuch0"}, "interface nosuch0 has no IPv4 address"},
 		{"no UUID to keep", cloudinit.IdentityKeep, "DELETE FROM infos", reachable, "table infos has 0 rows"},
 		{"two UUIDs to keep", cloudinit.IdentityKeep, "INSERT INTO infos VALUES ('" + oldUUID + "'), ('" + peerUUID + "')", reachable, "table infos has 2 rows"},
+		{"two UUIDs to replace", cloudinit.IdentityRegenerate, "DELETE FROM infos; INSERT INTO infos VALUES ('" + oldUUID + "'), ('" + peerUUID + "')", reachable, "table infos has 2 rows"},
 		{"a UUID that is none", cloudinit.IdentityKeep, "DELETE FROM infos; INSERT INTO infos VALUES ('xivo')", reachable, `infos.uuid is "xivo"`},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -110,6 +110,10 @@ func (c *Configuration) Diff(ctx context.Context) ([]string, error) {
 	if err != nil {
 		return nil, c.fail(err)
 	}
+	// Before ours is written: it would take effect in part, or not at all.
+	if err := errors.Join(c.overridden(want), c.accepted(ctx, want)); err != nil {
+		return nil, err
+	}
 
 	name := c.p.Path(ourFile)
 	have, err := os.ReadFile(name)
@@ -131,13 +135,7 @@ func (c *Configuration) Diff(ctx context.Context) ([]string, error) {
 	if !sameOwner(st, theirs) {
 		diff = append(diff, ourFile+": owner is not config.json's")
 	}
-	if diff != nil {
-		return diff, nil
-	}
-	if err := c.overridden(want); err != nil {
-		return nil, err
-	}
-	return nil, c.accepted(ctx)
+	return diff, nil
 }
 
 // Apply writes the file.
@@ -230,22 +228,47 @@ func (c *Configuration) overridden(data []byte) error {
 	return nil
 }
 
-// accepted asks Consul itself whether it would start on its folder. The command
-// for it is `configtest` in XiVO's oldest ones, and `validate` in later ones,
-// which know no configtest. Where there is no Consul, nobody is asked.
-func (c *Configuration) accepted(ctx context.Context) error {
-	dir := c.p.Path(platform.ConsulConfigDir)
+// accepted asks Consul itself whether it would start on its folder with our file
+// in it. The command for it is `configtest` in XiVO's oldest ones, and `validate`
+// in later ones, which know no configtest. Where there is no Consul, nobody is
+// asked.
+func (c *Configuration) accepted(ctx context.Context, ours []byte) error {
+	if _, err := exec.LookPath("consul"); err != nil {
+		return nil
+	}
+	dir, err := os.MkdirTemp("", "consul") // root's alone
+	if err != nil {
+		return c.fail(err)
+	}
+	defer os.RemoveAll(dir)
+	names, err := configFiles(c.p)
+	if err != nil {
+		return c.fail(err)
+	}
+	for _, name := range names {
+		raw, err := os.ReadFile(name)
+		if err == nil {
+			err = os.WriteFile(filepath.Join(dir, filepath.Base(name)), raw, 0o600)
+		}
+		if err != nil {
+			return c.fail(err)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(dir, filepath.Base(ourFile)), ours, 0o600); err != nil {
+		return c.fail(err)
+	}
 	for _, args := range [][]string{{"validate", dir}, {"configtest", "-config-dir", dir}} {
 		ctx, cancel := context.WithTimeout(ctx, callTimeout)
 		defer cancel()
 		out, err := exec.CommandContext(ctx, "consul", args...).CombinedOutput()
 		said := strings.Join(strings.Fields(string(out)), " ")
 		switch {
-		case err == nil, errors.Is(err, exec.ErrNotFound):
+		case err == nil:
 			return nil
 		case strings.HasPrefix(strings.ToLower(said), "usage: consul"):
 			continue // it does not know the command
 		}
+		said = strings.ReplaceAll(said, dir, platform.ConsulConfigDir)
 		return fmt.Errorf("consul: it would not start on %s: %w: %s", platform.ConsulConfigDir, err, said)
 	}
 	return fmt.Errorf("consul: it can neither validate nor configtest %s", platform.ConsulConfigDir)
