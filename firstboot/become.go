@@ -227,7 +227,8 @@ func (n *Node) export(export func(context.Context) error) Resource {
 	return resource{
 		diff: func(ctx context.Context) ([]string, error) {
 			diff, err := there.Diff(ctx)
-			if diff != nil || err != nil || n.exported || n.Journal.begun(consulGone) {
+			emptied := n.Journal != nil && n.Journal.begun(consulGone) && !n.Journal.Finished(SettlePhase)
+			if diff != nil || err != nil || n.exported || emptied {
 				return diff, err
 			}
 			// The seal emptied Consul: what it holds since is not the KV.

@@ -70,7 +70,7 @@ func SealOperations() []SealOperation {
 		{Step{"machine-id", "the machine id is empty", sealMachineID}, "systemd makes one at boot"},
 		{Step{"dhcp-leases", "DHCP leases are gone", gone("/var/lib/dhcp/*.lease*", "/var/lib/NetworkManager/*.lease")}, "the DHCP client asks anew"},
 		{Step{"udev-net-rules", "interface names are not tied to hardware addresses", gone("/etc/udev/rules.d/70-persistent-net.rules")}, "udev writes it where it uses it"},
-		{Step{"random-seed", "the random seed is gone", gone("/var/lib/systemd/random-seed", "/var/lib/urandom/random-seed")}, "systemd saves one at shutdown"},
+		{Step{"random-seed", "the random seed is gone", sealRandomSeed}, "systemd saves one at shutdown"},
 		{Step{"shell-history", "shell histories are gone", gone("/root/.*_history", "/home/*/.*_history", "/var/lib/postgresql/.*_history")}, "none is needed"},
 		{Step{"apt-cache", "the apt cache is gone", gone("/var/cache/apt/archives/*.deb", "/var/cache/apt/*.bin", "/var/lib/apt/lists/*_*")}, "apt-get update"},
 		{Step{"logs", "logs are empty", sealLogs}, "the daemons write on"},
@@ -266,14 +266,42 @@ func (n *Node) sum(path string) (string, error) {
 	return seal.Sum(content), err
 }
 
-// sealExport: an image that was sealed before has the export, and no Consul.
-func sealExport(_ context.Context, n *Node) (Resource, error) {
-	return exported(n, func(ctx context.Context) error {
+// sealExport: one that a seal left which failed is made anew, for the server ran
+// on. An image that was sealed before has the export, and no Consul.
+func sealExport(ctx context.Context, n *Node) (Resource, error) {
+	atRest, err := kvExported(ctx, n)
+	if err != nil {
+		return nil, err
+	}
+	return n.export(func(ctx context.Context) error {
 		if err := os.MkdirAll(n.Platform.Path(platform.StateDir), 0o700); err != nil {
 			return err
 		}
-		return n.exportKV(ctx)
+		if err := n.noOtherKV(ctx); err != nil {
+			return err
+		}
+		up, err := n.Platform.Init.Active(ctx, "consul")
+		if err != nil {
+			return err
+		}
+		if up {
+			return n.exportKV(ctx)
+		}
+		return atRest.Apply(ctx)
 	}), nil
+}
+
+// noOtherKV is an error where a seal was cut off after it had emptied Consul,
+// which ran since: the export and Consul each have a part.
+func (n *Node) noOtherKV(ctx context.Context) error {
+	if _, err := os.Stat(n.Platform.Path(exportFile)); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	original, err := consul.TokenFiles(n.Platform, sealedToken).Diff(ctx)
+	if err != nil || len(original) > 0 {
+		return err
+	}
+	return fmt.Errorf("%s is what Consul held before a seal emptied it, and Consul ran since: to seal with that file, stop Consul and remove %s/raft; to seal with what Consul holds now, remove the file", exportFile, platform.ConsulDataDir)
 }
 
 var (
@@ -392,6 +420,27 @@ func sealMachineID(_ context.Context, n *Node) (Resource, error) {
 		rs = append(rs, seal.Gone(n.Platform, "/var/lib/dbus/machine-id"))
 	}
 	return rs, nil
+}
+
+// sealRandomSeed: a machine that is switched off as it should be would write a
+// seed again, as long as the unit is up that does so when it stops.
+func sealRandomSeed(_ context.Context, n *Node) (Resource, error) {
+	const unit, seed = "systemd-random-seed", "/var/lib/systemd/random-seed"
+	writer, seeds := stopped(n, unit), seal.Gone(n.Platform, seed, "/var/lib/urandom/random-seed")
+	return resource{
+		diff: func(ctx context.Context) ([]string, error) {
+			found, err := seeds.Diff(ctx)
+			if err != nil {
+				return nil, err
+			}
+			up, err := writer.diff(ctx)
+			if len(up) > 0 && !slices.Contains(found, seed) {
+				found = append(found, seed+" will be written at shutdown")
+			}
+			return found, err
+		},
+		apply: func(ctx context.Context) error { return errors.Join(writer.apply(ctx), seeds.Apply(ctx)) },
+	}, nil
 }
 
 // sealState removes all of ours but what a clone needs: a run that was killed

@@ -2,6 +2,7 @@ package firstboot
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"log/slog"
 	"maps"
@@ -277,4 +278,86 @@ func TestASealThatClonesCouldNotUseIsRefused(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A seal that fails leaves an export, and the server runs on: what it stored
+// since must come into the image.
+func TestTheSealExportsAnewWhatConsulHolds(t *testing.T) {
+	token := func(token string) map[string]string {
+		return map[string]string{
+			platform.ConsulDataDir + "/master_token":                  token,
+			platform.ConsulConfigDir + "/config.json":                 `{"acl_master_token": "` + token + `"}`,
+			platform.ConsulDataDir + "/default_xivo_consul_token.yml": "token: " + token + "\n",
+			platform.ConsulDataDir + "/raft/raft.db":                  "state",
+			exportFile:                                                "the export",
+		}
+	}
+	const original = "0c1b5e1e-7c1f-4d5e-9f5b-0a0f3d1c2b3a"
+	for _, tc := range []struct {
+		name   string
+		token  string
+		change func(*Node)
+		says   string // part of the error; "": the export stays as it is
+	}{
+		{"a server on which a seal failed", original, func(*Node) {}, "no Consul answers"},
+		{"a node on which a seal failed", original, func(n *Node) {
+			n.Journal = newJournal(n.Platform.Path(journalFile), Instance{}, Identity{})
+			n.Journal.Steps = map[string]Stamp{consulGone: {State: done}, BecomePhase.Name: {State: done}, SettlePhase.Name: {State: done}}
+		}, "no Consul answers"},
+		{"a sealed image whose Consul somebody started", sealedToken, func(n *Node) {
+			n.manifest = &seal.Manifest{KV: seal.Sum([]byte("the export"))}
+		}, ""},
+		{"a seal that emptied Consul and failed then, and Consul was started", sealedToken, func(*Node) {}, "to seal with what Consul holds now, remove the file"},
+		{"a sealed image", sealedToken, func(n *Node) { os.RemoveAll(n.Platform.Path(platform.ConsulDataDir, "raft")) }, ""},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			n := aServer(t, token(tc.token))
+			n.Platform.Init, n.consulErr = &services{up: true}, errors.New("no Consul answers")
+			tc.change(n)
+			_, err := operation(t, kvExport).run(t.Context(), n, "seal.kv-export")
+			if (err == nil) != (tc.says == "") || err != nil && !strings.Contains(err.Error(), tc.says) {
+				t.Errorf("got %v, want %q", err, tc.says)
+			}
+			if raw, err := os.ReadFile(n.Platform.Path(exportFile)); string(raw) != "the export" {
+				t.Errorf("the export that was there is gone before there is another: %q, %v", raw, err)
+			}
+		})
+	}
+}
+
+func TestNoRandomSeedIsWrittenWhenTheImageIsSwitchedOff(t *testing.T) {
+	const seed = "/var/lib/systemd/random-seed"
+	for _, there := range []bool{true, false} {
+		n := aServer(t, nil)
+		if there {
+			place(t, n, map[string]string{seed: "a seed"})
+		}
+		unit := &seeding{file: n.Platform.Path(seed), up: true}
+		n.Platform.Init = unit
+		found, err := operation(t, "random-seed").run(t.Context(), n, "seal.random-seed")
+		if err != nil || len(found) != 1 || !strings.Contains(found[0], seed) {
+			t.Errorf("found %q, %v", found, err)
+		}
+		// As at shutdown.
+		unit.Stop(t.Context(), "systemd-random-seed")
+		if _, err := os.Stat(n.Platform.Path(seed)); err == nil {
+			t.Error("the image has a random seed")
+		}
+	}
+}
+
+// seeding is systemd's unit, which writes a seed when it stops.
+type seeding struct {
+	platform.Init
+	file string
+	up   bool
+}
+
+func (s *seeding) Active(context.Context, string) (bool, error) { return s.up, nil }
+func (s *seeding) Stop(context.Context, string) error {
+	if !s.up {
+		return nil
+	}
+	s.up = false
+	return errors.Join(os.MkdirAll(filepath.Dir(s.file), 0o755), os.WriteFile(s.file, []byte("a new seed"), 0o600))
 }
