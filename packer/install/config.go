@@ -3,6 +3,7 @@
 package install
 
 import (
+	"cmp"
 	"fmt"
 	"regexp"
 	"strings"
@@ -84,17 +85,17 @@ func (c *Config) Prepare(raws ...any) error {
 		fail("xivo_version: %w", err)
 	}
 
-	setDefault(&c.Mirror, c.release.product.mirror)
-	setDefault(&c.ScriptPath, c.release.product.script)
-	setDefault(&c.AptRetries, DefaultAptRetries)
-	setDefault(&c.Timeout, DefaultTimeout)
+	c.Mirror = cmp.Or(c.Mirror, c.release.product.mirror)
+	c.ScriptPath = cmp.Or(c.ScriptPath, c.release.product.script)
+	c.AptRetries = cmp.Or(c.AptRetries, DefaultAptRetries)
+	c.Timeout = cmp.Or(c.Timeout, DefaultTimeout)
 
 	c.Mirror = strings.TrimRight(c.Mirror, "/")
 	if c.Mirror != "" && !mirrorURL.MatchString(c.Mirror) {
-		fail("mirror: must be an http or https URL of host, port and path, such as %s", xivo.mirror)
+		fail("mirror: must be an http or https URL of host, port and path, such as %s", productXiVO.mirror)
 	}
 	if c.ScriptPath != "" && !scriptPath.MatchString(c.ScriptPath) {
-		fail("script_path %q: must be a path on the mirror, such as %s", c.ScriptPath, xivo.script)
+		fail("script_path %q: must be a path on the mirror, such as %s", c.ScriptPath, productXiVO.script)
 	}
 	if c.AptRetries < 0 {
 		fail("apt_retries must not be negative")
@@ -106,13 +107,6 @@ func (c *Config) Prepare(raws ...any) error {
 		return errs
 	}
 	return nil
-}
-
-func setDefault[T comparable](field *T, value T) {
-	var zero T
-	if *field == zero {
-		*field = value
-	}
 }
 
 // fromArchive tells whether Debian's packages are to come from

@@ -8,29 +8,29 @@ import (
 
 func TestReleaseOf(t *testing.T) {
 	for version, want := range map[string]release{
-		"14.18":      {xivo, 7},
-		"15.02":      {xivo, 7}, // less than 15.19 by number
-		"15.19":      {xivo, 7},
-		"15.19.1":    {xivo, 8}, // as the script has it
-		"15.20":      {xivo, 8},
-		"16.03":      {xivo, 8},
-		"16.15":      {xivo, 8},
-		"16.16":      {wazo, 8},
-		"17.17":      {wazo, 8},
-		"18.01":      {wazo, 9},
-		"19.09":      {wazo, 9},
-		"2017.03":    {xivo, 8}, // no Wazo, although it is later than 19.09
-		"2018.02.00": {xivo, 8},
-		"2018.13":    {xivo, 8},
-		"2018.13.00": {xivo, 9},
-		"2018.16.00": {xivo, 9},
-		"2020.09":    {xivo, 9},
-		"2020.09.00": {xivo, 10},
-		"2022.03.01": {xivo, 10},
-		"2022.04.00": {xivo, 11},
-		"2024.04.02": {xivo, 11},
-		"2024.05":    {xivo, 12},
-		"2025.10.03": {xivo, 12},
+		"14.18":      {productXiVO, 7},
+		"15.02":      {productXiVO, 7}, // less than 15.19 by number
+		"15.19":      {productXiVO, 7},
+		"15.19.1":    {productXiVO, 8}, // as the script has it
+		"15.20":      {productXiVO, 8},
+		"16.03":      {productXiVO, 8},
+		"16.15":      {productXiVO, 8},
+		"16.16":      {productWazo, 8},
+		"17.17":      {productWazo, 8},
+		"18.01":      {productWazo, 9},
+		"19.09":      {productWazo, 9},
+		"2017.03":    {productXiVO, 8}, // no Wazo, although it is later than 19.09
+		"2018.02.00": {productXiVO, 8},
+		"2018.13":    {productXiVO, 8},
+		"2018.13.00": {productXiVO, 9},
+		"2018.16.00": {productXiVO, 9},
+		"2020.09":    {productXiVO, 9},
+		"2020.09.00": {productXiVO, 10},
+		"2022.03.01": {productXiVO, 10},
+		"2022.04.00": {productXiVO, 11},
+		"2024.04.02": {productXiVO, 11},
+		"2024.05":    {productXiVO, 12},
+		"2025.10.03": {productXiVO, 12},
 	} {
 		if got, err := releaseOf(version); err != nil || got != want {
 			t.Errorf("%s: got %s on %s (%v), want %s on %s", version, got.product.name, got.debian, err, want.product.name, want.debian)

@@ -17,8 +17,8 @@ type product struct {
 }
 
 var (
-	xivo = product{"XiVO", "http://mirror.xivo.solutions", "/xivo_install.sh", "xivo-"}
-	wazo = product{"Wazo", "http://mirror.wazo.community", "/fai/xivo-migration/wazo_install.sh", "wazo-"}
+	productXiVO = product{"XiVO", "http://mirror.xivo.solutions", "/xivo_install.sh", "xivo-"}
+	productWazo = product{"Wazo", "http://mirror.wazo.community", "/fai/xivo-migration/wazo_install.sh", "wazo-"}
 )
 
 // debian is a release of Debian by its number.
@@ -48,16 +48,16 @@ var releases = []struct {
 	from []int
 	release
 }{
-	{[]int{14, 18}, release{xivo, 7}}, // xivo-dist, which the script uses, came with it
-	{[]int{15, 19, 0}, release{xivo, 8}},
-	{[]int{16, 16}, release{wazo, 8}},
-	{[]int{18, 1}, release{wazo, 9}},
+	{[]int{14, 18}, release{productXiVO, 7}}, // xivo-dist, which the script uses, came with it
+	{[]int{15, 19, 0}, release{productXiVO, 8}},
+	{[]int{16, 16}, release{productWazo, 8}},
+	{[]int{18, 1}, release{productWazo, 9}},
 	{[]int{19, 10}, release{}}, // Ansible, from somewhere else
-	{[]int{2017}, release{xivo, 8}},
-	{[]int{2018, 13, 0}, release{xivo, 9}},
-	{[]int{2020, 9, 0}, release{xivo, 10}},
-	{[]int{2022, 4, 0}, release{xivo, 11}},
-	{[]int{2024, 5}, release{xivo, 12}},
+	{[]int{2017}, release{productXiVO, 8}},
+	{[]int{2018, 13, 0}, release{productXiVO, 9}},
+	{[]int{2020, 9, 0}, release{productXiVO, 10}},
+	{[]int{2022, 4, 0}, release{productXiVO, 11}},
+	{[]int{2024, 5}, release{productXiVO, 12}},
 }
 
 // versionText is a version as the archive writes it: years of two or four

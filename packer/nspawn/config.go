@@ -3,6 +3,7 @@
 package nspawn
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -87,12 +88,12 @@ func (c *Config) Prepare(raws ...any) ([]string, error) {
 	if name == "" {
 		name = "xivo"
 	}
-	setDefault(&c.OutputDirectory, "output-"+name)
-	setDefault(&c.ImageName, name)
-	setDefault(&c.Format, FormatQCOW2)
-	setDefault(&c.Network, NetworkUplink)
-	setDefault(&c.BootTimeout, 5*time.Minute)
-	setDefault(&c.ShutdownTimeout, 2*time.Minute)
+	c.OutputDirectory = cmp.Or(c.OutputDirectory, "output-"+name)
+	c.ImageName = cmp.Or(c.ImageName, name)
+	c.Format = cmp.Or(c.Format, FormatQCOW2)
+	c.Network = cmp.Or(c.Network, NetworkUplink)
+	c.BootTimeout = cmp.Or(c.BootTimeout, 5*time.Minute)
+	c.ShutdownTimeout = cmp.Or(c.ShutdownTimeout, 2*time.Minute)
 
 	var errs *packersdk.MultiError
 	fail := func(format string, args ...any) {
@@ -184,13 +185,6 @@ func realPath(path string) string {
 		return real
 	}
 	return filepath.Join(realPath(filepath.Dir(path)), filepath.Base(path))
-}
-
-func setDefault[T comparable](field *T, value T) {
-	var zero T
-	if *field == zero {
-		*field = value
-	}
 }
 
 func isTar(name string) bool {
