@@ -1,6 +1,7 @@
 package firstboot
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -49,7 +50,7 @@ var checks = []check{
 		case n.DocumentErr != nil && n.Config != nil:
 			return Fail, "the last good one is in force, since: " + n.DocumentErr.Error()
 		case n.Config == nil:
-			return Fail, fmt.Sprintf("there is none: %v; write %s", n.DocumentErr, documentHint)
+			return Fail, fmt.Sprintf("there is none: %v; write %s", cmp.Or(n.DocumentErr, n.noDocument), documentHint)
 		}
 		return OK, fmt.Sprintf("%d peers, topology %s", len(n.Config.Peers), n.Config.Topology)
 	}},

@@ -83,3 +83,36 @@ func TestADocumentOfANodeThatLives(t *testing.T) {
 		})
 	}
 }
+
+// Somebody whose document is not taken is told of it, and not only that there is
+// none.
+func TestAServerThatWasLeftAloneSaysWhy(t *testing.T) {
+	for _, tc := range []struct{ name, document, says string }{
+		{"none", "", "no xivo document: neither cloud-init's user data and vendor data nor /etc/xivo-firstboot/config.yml has one"},
+		{"a mistake", "xivo:\n  version: 1\n  peer: []\n", `unknown key "peer"`},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			root := t.TempDir()
+			write := func(name, text string) {
+				t.Helper()
+				if err := os.MkdirAll(filepath.Dir(filepath.Join(root, name)), 0o700); err != nil {
+					t.Fatal(err)
+				}
+				if err := os.WriteFile(filepath.Join(root, name), []byte(text), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			write(platform.VersionFile, "16.03")
+			if tc.document != "" {
+				write(cloudinit.ConfigFile, tc.document)
+			}
+			n, err := Open(root, slog.New(slog.DiscardHandler))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if says := n.Waits(t.Context()); !strings.Contains(says, tc.says) || !strings.Contains(says, "left as it is") {
+				t.Errorf("it says: %s", says)
+			}
+		})
+	}
+}

@@ -48,7 +48,9 @@ type Node struct {
 	Config *cloudinit.Config
 	// DocumentErr is why the user's document is not the one in force.
 	DocumentErr error
-	Instance    Instance
+	// noDocument is where one was looked for in vain, which is no error.
+	noDocument error
+	Instance   Instance
 	// Journal is nil until this machine became something.
 	Journal *Journal
 
@@ -129,8 +131,8 @@ func (n *Node) loadDocument() (*cloudinit.Config, error) {
 			return loaded.Config, nil
 		}
 	}
-	if errors.Is(err, cloudinit.ErrNoDocument) {
-		err = nil
+	if n.noDocument = nil; errors.Is(err, cloudinit.ErrNoDocument) {
+		n.noDocument, err = err, nil
 	}
 	if n.Journal == nil {
 		return nil, err

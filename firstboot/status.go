@@ -1,6 +1,7 @@
 package firstboot
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"time"
@@ -64,6 +65,8 @@ type PeerStatus struct {
 func (n *Node) Waits(ctx context.Context) string {
 	action, why := n.Decide(false)
 	switch {
+	case action == LeaveAlone && n.Config == nil:
+		return fmt.Sprintf("%s (%v); with `identity: keep` in %s, `xivo-firstboot run` makes this server a node", why, cmp.Or(n.DocumentErr, n.noDocument), documentHint)
 	case action == LeaveAlone:
 		return why + "; `xivo-firstboot run` makes this server a node"
 	case action == Hold:
