@@ -136,7 +136,8 @@ func (o SealOptions) disabled(operation string) bool {
 }
 
 // Seal takes every identity out of this machine, proves it, and writes the
-// manifest. Sealing again goes through the same operations, and finds nothing.
+// manifest. Sealing again goes through the same operations; the manifest keeps
+// what an earlier seal took out.
 func (n *Node) Seal(ctx context.Context, o SealOptions) (*seal.Manifest, error) {
 	if err := o.check(); err != nil {
 		return nil, err
@@ -167,6 +168,9 @@ func (n *Node) Seal(ctx context.Context, o SealOptions) (*seal.Manifest, error) 
 	m := &seal.Manifest{Format: 1, At: time.Now().UTC(), Firstboot: o.Version, XiVO: n.Platform.Version.String(), Files: map[string]string{}}
 	if m.Operations, err = n.runSeal(ctx, o, SealOperations()); err != nil {
 		return nil, err
+	}
+	if n.manifest != nil {
+		m.Keep(n.manifest)
 	}
 	if m.Proved("units") {
 		for _, path := range installedFiles() {
@@ -450,10 +454,7 @@ func sealState(_ context.Context, n *Node) (Resource, error) {
 }
 
 func sealLogs(_ context.Context, n *Node) (Resource, error) {
-	return all{
-		seal.Gone(n.Platform, "/var/log/*.gz", "/var/log/*.[0-9]", "/var/log/*/*.gz", "/var/log/*/*.[0-9]", "/var/log/journal/*", "/var/backups/xivo/*"),
-		seal.Emptied(n.Platform, "/var/log/xivo-*.log", "/var/log/*/xivo*.log", "/var/log/syslog", "/var/log/daemon.log", "/var/log/auth.log", "/var/log/messages", "/var/log/wtmp", "/var/log/btmp", "/var/log/lastlog"),
-	}, nil
+	return all{seal.Gone(n.Platform, "/var/log/journal/*", "/var/backups/xivo/*"), seal.NoLogs(n.Platform, "/var/log")}, nil
 }
 
 // installedFiles are the paths of what `installed` puts into the image.

@@ -20,7 +20,7 @@ func (c *cli) sealCommand() *cobra.Command {
 		Long: "Run inside the machine that is baked, as its last provisioner. Each operation is proved after it.\n" +
 			"The manifest of what was done stays in the image and can be fetched; `seal --last` then removes the\n" +
 			"SSH keys that the connection itself needs. Sealing again repeats every proof, tells what it found\n" +
-			"and takes it out; on a sealed machine it changes nothing.",
+			"and takes it out; the manifest keeps what an earlier seal took out.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if list {

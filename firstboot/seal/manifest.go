@@ -33,6 +33,8 @@ type Operation struct {
 	Counterpart string `json:"counterpart"`
 	// Removed is what was found and taken out.
 	Removed []string `json:"removed,omitempty"`
+	// Earlier is when, where an earlier seal took it out and this one found nothing.
+	Earlier *time.Time `json:"earlier,omitempty"`
 	// Disabled: left out on request, so nothing is proved.
 	Disabled bool `json:"disabled,omitempty"`
 }
@@ -54,6 +56,22 @@ func ReadManifest(file string) (*Manifest, error) {
 		return nil, fmt.Errorf("seal manifest: %s has format %d, this program knows 1: bake the image with the same release", file, m.Format)
 	}
 	return m, nil
+}
+
+// Keep keeps what an earlier seal took out where this one found nothing.
+func (m *Manifest) Keep(was *Manifest) {
+	for i := range m.Operations {
+		op := &m.Operations[i]
+		for _, before := range was.Operations {
+			if before.Name != op.Name || len(op.Removed) > 0 || len(before.Removed) == 0 {
+				continue
+			}
+			op.Removed, op.Earlier = before.Removed, before.Earlier
+			if op.Earlier == nil {
+				op.Earlier = &was.At
+			}
+		}
+	}
 }
 
 // Proved says whether an operation was done, and its proof was read.

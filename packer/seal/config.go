@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strings"
 
 	"github.com/hashicorp/packer-plugin-sdk/common"
 	packersdk "github.com/hashicorp/packer-plugin-sdk/packer"
@@ -35,8 +36,9 @@ type Config struct {
 	// something is refused: `kv-export` goes with `consul-state`, and `units` and
 	// `uuid-database` with all that our first boot puts back.
 	Disable []string `mapstructure:"disable"`
-	// Where the manifest of the seal is written on this host. Defaults to
-	// `xivo-seal-manifest.json` in the current folder; beside the image is a good place.
+	// Where the manifest of the seal is written on this host: a file, or a folder
+	// for it. Beside the image is a good place. Defaults to the current folder, and
+	// a name with the source's in it, such as `xivo-seal-manifest-qemu.xivo.json`.
 	ManifestFile string `mapstructure:"manifest_file"`
 	// Prefix the commands with `sudo -n`, for a connection that is not root's.
 	Sudo bool `mapstructure:"sudo"`
@@ -44,8 +46,14 @@ type Config struct {
 	ctx interpolate.Context
 }
 
-// DefaultManifestFile is Config.ManifestFile where it is not set.
-const DefaultManifestFile = "xivo-seal-manifest.json"
+// defaultManifestFile tells the sources of one build apart.
+func (c *Config) defaultManifestFile() string {
+	name := "xivo-seal-manifest"
+	if c.PackerBuildName != "" {
+		name += "-" + strings.ReplaceAll(c.PackerBuilderType+"."+c.PackerBuildName, "/", "-")
+	}
+	return name + ".json"
+}
 
 // operationName is what an operation is called: nothing that a shell would
 // read differently.
@@ -61,7 +69,7 @@ func (c *Config) Prepare(raws ...any) error {
 		return err
 	}
 	if c.ManifestFile == "" {
-		c.ManifestFile = DefaultManifestFile
+		c.ManifestFile = c.defaultManifestFile()
 	}
 
 	var errs *packersdk.MultiError
@@ -84,7 +92,7 @@ func (c *Config) Prepare(raws ...any) error {
 		}
 	}
 	if st, err := os.Stat(c.ManifestFile); err == nil && st.IsDir() {
-		c.ManifestFile = filepath.Join(c.ManifestFile, DefaultManifestFile)
+		c.ManifestFile = filepath.Join(c.ManifestFile, c.defaultManifestFile())
 	}
 	if errs != nil && len(errs.Errors) > 0 {
 		return errs

@@ -156,7 +156,7 @@ func TestProvisionShowsTheList(t *testing.T) {
 	if err := p.Provision(t.Context(), ui, m, nil); err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"1/26 kv-export", filepath.Join(dir, DefaultManifestFile)} {
+	for _, want := range []string{"1/26 kv-export", filepath.Join(dir, "xivo-seal-manifest.json")} {
 		if !strings.Contains(shown.String(), want) {
 			t.Errorf("%q is not in:\n%s", want, &shown)
 		}
@@ -204,8 +204,15 @@ func TestConfig(t *testing.T) {
 		})
 	}
 
-	var c Config
-	if err := c.Prepare(settings{"firstboot_binary": binary}); err != nil || c.ManifestFile != "xivo-seal-manifest.json" {
-		t.Errorf("defaults: %q, %v", c.ManifestFile, err)
+	// Two sources of one build run at the same time.
+	for _, tc := range []struct{ builder, name, want string }{
+		{"qemu", "xivo", "xivo-seal-manifest-qemu.xivo.json"},
+		{"proxmox-iso", "xivo", "xivo-seal-manifest-proxmox-iso.xivo.json"},
+		{"qemu", "a/b", "xivo-seal-manifest-qemu.a-b.json"},
+	} {
+		var c Config
+		if err := c.Prepare(settings{"firstboot_binary": binary, "packer_builder_type": tc.builder, "packer_build_name": tc.name}); err != nil || c.ManifestFile != tc.want {
+			t.Errorf("%s.%s: got %q, %v; want %q", tc.builder, tc.name, c.ManifestFile, err, tc.want)
+		}
 	}
 }

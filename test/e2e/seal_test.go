@@ -34,7 +34,7 @@ func TestSeal(t *testing.T) {
 		}
 		found := map[string][]string{}
 		for _, op := range manifest.Operations {
-			if len(op.Removed) > 0 {
+			if len(op.Removed) > 0 && op.Earlier == nil {
 				found[op.Name] = op.Removed
 			}
 		}
