@@ -94,12 +94,13 @@ func (m machine) mac() string {
 // createDisk makes the disk of the clone, unless the clone was there before. It
 // is a copy, not a layer over the image: the next bake may put another image in
 // that place, and what is written over one image is nothing over another. It has
-// its name only once it is whole.
+// its name only once it is whole, and is its owner's only: a node writes the
+// secret of the mesh to it.
 func (m machine) createDisk() string {
 	part := m.disk + ".part"
-	return shell("test", "-e", m.disk) + " || { " +
+	return shell("test", "-e", m.disk) + " || ( umask 077 && " +
 		shell("qemu-img", "convert", "-f", m.image.format, "-O", "qcow2", m.image.path, part) + " && " +
-		shell("mv", part, m.disk) + "; }"
+		shell("mv", part, m.disk) + " )"
 }
 
 // The seed is a disk for both, since kernels for clouds lack the controllers of

@@ -186,6 +186,9 @@ printf '+written' >>"$disk"; cat "$disk"`,
 			t.Fatalf("the machine has %q, want %q", got, want)
 		}
 	}
+	if st, err := os.Stat(filepath.Join(dir, "seeds/i-lyon.qcow2")); err != nil || st.Mode() != 0o600 {
+		t.Errorf("others may read the disk: %v, %v", st, err)
+	}
 	bake("second") // in the place of the first
 	line = shown("")
 	if !strings.Contains(line, "i-lyon.qcow2 is there already") {
