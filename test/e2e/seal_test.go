@@ -41,13 +41,19 @@ func TestSeal(t *testing.T) {
 		return found
 	}
 
-	// The lab's seed is mounted where cloud-init's state is.
-	run(t, "umount /var/lib/cloud/seed/nocloud")
+	// The lab's seed is mounted where cloud-init's state is. An export is there, of a
+	// seal that failed.
+	run(t, `umount /var/lib/cloud/seed/nocloud
+install -d -m 700 /var/lib/xivo-firstboot; echo '{"format": 1, "entries": []}' >/var/lib/xivo-firstboot/kv.json`)
 	first := sealed(t)
 	for _, op := range []string{"kv-export", "uuid-database", "consul-state", "certificate", "ssh-host-keys"} {
 		if len(first[op]) == 0 {
 			t.Errorf("the first seal found nothing to do for %s, so this machine proves nothing", op)
 		}
+	}
+
+	if kv := run(t, "cat /var/lib/xivo-firstboot/kv.json"); !strings.Contains(kv, `"key"`) {
+		t.Errorf("the image has the export of the seal that failed: %s", kv)
 	}
 
 	t.Run("sealing twice leaves the same machine", func(t *testing.T) {
@@ -99,10 +105,30 @@ func TestSeal(t *testing.T) {
 			"rabbitmq-name", "original"},
 		{"a token that opens the original's Consul", `sed -i 's/"acl_master_token": "[^"]*"/"acl_master_token": "original"/' /etc/consul/xivo/config.json`,
 			"consul-token", "config.json"},
+		{"the Erlang cookie of a broker that ran", `test -e /var/lib/rabbitmq/.erlang.cookie`,
+			"erlang-cookie", "/var/lib/rabbitmq/.erlang.cookie"},
 		{"a TLS key", `echo key >/usr/share/xivo-certs/server.key`,
 			"certificate", "/usr/share/xivo-certs/server.key"},
 		{"a user data of the build", `install -d /var/lib/cloud/instance; echo x >/var/lib/cloud/instance/user-data.txt`,
 			"cloud-init", "/var/lib/cloud/instance"},
+		{"the key of one of XiVO's own accounts", `sql "UPDATE accesswebservice SET passwd = 'original' WHERE login = 'xivo-agid'"`,
+			"service-keys", "xivo-agid"},
+		{"xivo-ctid's mesh configuration", `echo original >/etc/xivo-ctid/conf.d/interconnection.yml`,
+			"ctid-config", "/etc/xivo-ctid/conf.d/interconnection.yml"},
+		{"an interface's name for a hardware address", `install -d /etc/udev/rules.d; echo original >/etc/udev/rules.d/70-persistent-net.rules`,
+			"udev-net-rules", "/etc/udev/rules.d/70-persistent-net.rules"},
+		{"a DHCP lease", `install -d /var/lib/dhcp; echo lease >/var/lib/dhcp/dhclient.eth0.leases`,
+			"dhcp-leases", "/var/lib/dhcp/dhclient.eth0.leases"},
+		{"a random seed", `echo seed >/var/lib/systemd/random-seed`,
+			"random-seed", "/var/lib/systemd/random-seed"},
+		{"a package that was downloaded", `echo deb >/var/cache/apt/archives/original.deb`,
+			"apt-cache", "/var/cache/apt/archives/original.deb"},
+		{"callers in Asterisk's log", `install -d /var/log/asterisk/cdr-csv; echo 0033123456789 >/var/log/asterisk/cdr-csv/Master.csv`,
+			"logs", "/var/log/asterisk/cdr-csv/Master.csv"},
+		{"a log that was rotated", `echo 0033123456789 >/var/log/kern.log.11`,
+			"logs", "/var/log/kern.log.11"},
+		{"the KV, of an export that was killed", `install -d /var/lib/xivo-firstboot/consul-at-rest/data/raft`,
+			"our-state", "/var/lib/xivo-firstboot/consul-at-rest"},
 		{"a shell history", `echo secret >/root/.bash_history`,
 			"shell-history", "/root/.bash_history"},
 	}
