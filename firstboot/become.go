@@ -235,11 +235,15 @@ func (n *Node) export(export func(context.Context) error) Resource {
 			if sum, err := n.sum(exportFile); err != nil || n.manifest != nil && n.manifest.KV == sum {
 				return nil, err
 			}
-			_, err = os.Stat(n.Platform.Path(platform.ConsulDataDir, "raft"))
-			if errors.Is(err, fs.ErrNotExist) {
-				return nil, nil
+			// And without state or certificate it cannot have run since.
+			for _, needed := range []string{platform.ConsulDataDir + "/raft", platform.CertificateFile} {
+				if _, err := os.Stat(n.Platform.Path(needed)); errors.Is(err, fs.ErrNotExist) {
+					return nil, nil
+				} else if err != nil {
+					return nil, err
+				}
 			}
-			return []string{"Consul may hold more than the export that an earlier run left"}, err
+			return []string{"Consul may hold more than the export that an earlier run left"}, nil
 		},
 		apply: export,
 	}

@@ -48,6 +48,7 @@ func cutOff(t *testing.T) *Node {
 	}
 	delete(n.Journal.Steps, consulReset)
 	put(t, n, exportFile, "the export")
+	put(t, n, platform.CertificateFile, "a certificate")
 	return n
 }
 
@@ -188,11 +189,28 @@ func TestWhatWasStoredSinceARunFailedIsExported(t *testing.T) {
 	}
 }
 
+// Between old-keys and certificate no Consul can read the state, nor write to it.
+func TestACopyThatIsCutOffWithoutACertificateGoesOn(t *testing.T) {
+	n := cutOff(t)
+	put(t, n, raftFile, "the KV")
+	if err := os.Remove(n.Platform.Path(platform.CertificateFile)); err != nil {
+		t.Fatal(err)
+	}
+	resumes(t, n)
+	if _, err := n.Run(t.Context(), BecomePhase); err != nil {
+		t.Error(err)
+	}
+	if got := contents(t, n, exportFile); got != "the export" {
+		t.Errorf("the export is %q", got)
+	}
+}
+
 // A copy of a node that was cut off has the KV in the export only, as that had.
 func TestACopyOfANodeThatWasCutOffKeepsTheExport(t *testing.T) {
 	n := aNode(t, "16.03", open(t, server.Postgres(t, schema.SQL("16.03"))))
 	put(t, n, exportFile, "the export")
 	put(t, n, raftFile, "of a Consul that began anew")
+	put(t, n, platform.CertificateFile, "a certificate")
 	for retired, wants := range map[bool]bool{true: true, false: false} {
 		was := newJournal(n.Platform.Path(journalFile), Instance{ID: "original"}, n.Identity())
 		was.Steps[consulGone] = Stamp{State: done}

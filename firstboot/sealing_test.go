@@ -289,6 +289,7 @@ func TestTheSealExportsAnewWhatConsulHolds(t *testing.T) {
 			platform.ConsulConfigDir + "/config.json":                 `{"acl_master_token": "` + token + `"}`,
 			platform.ConsulDataDir + "/default_xivo_consul_token.yml": "token: " + token + "\n",
 			platform.ConsulDataDir + "/raft/raft.db":                  "state",
+			platform.CertificateFile:                                  "a certificate",
 			exportFile:                                                "the export",
 		}
 	}
