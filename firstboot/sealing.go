@@ -228,7 +228,16 @@ func (n *Node) sealed() bool {
 
 // brokerSealed says whether the broker was left with no name and no upstream.
 func (n *Node) brokerSealed() bool {
-	return n.manifest != nil && n.manifest.Proved("rabbitmq-federation") && n.manifest.Proved("rabbitmq-name")
+	return n.manifest != nil && !n.livedSince() && n.manifest.Proved("rabbitmq-federation") && n.manifest.Proved("rabbitmq-name")
+}
+
+// livedSince says whether this sealed machine was a node meanwhile, as one is on
+// which somebody ran `cloud-init clean`: its export was used, and Consul has a
+// state again.
+func (n *Node) livedSince() bool {
+	_, noExport := os.Stat(n.Platform.Path(exportFile))
+	_, noState := os.Stat(n.Platform.Path(platform.ConsulDataDir, "raft"))
+	return errors.Is(noExport, fs.ErrNotExist) && noState == nil
 }
 
 // verifySeal compares a sealed image with its manifest, before anything of it is
@@ -239,7 +248,7 @@ func (n *Node) verifySeal() error {
 	if m == nil || n.manifestErr != nil {
 		return n.manifestErr
 	}
-	if m.KV != "" {
+	if m.KV != "" && !n.livedSince() {
 		have, err := n.sum(exportFile)
 		if err != nil {
 			return fmt.Errorf("seal manifest: the export of Consul's KV cannot be read: %w", err)

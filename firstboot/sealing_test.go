@@ -49,6 +49,21 @@ func TestManifestAtFirstBoot(t *testing.T) {
 			},
 			want: Become, err: "the export of Consul's KV cannot be read",
 		}, {
+			name: "it was a node meanwhile, and cloud-init clean was run: the KV is in Consul",
+			change: func(t *testing.T, n *Node, file func(string, string)) {
+				if !n.brokerSealed() {
+					t.Error("its broker was sealed")
+				}
+				if err := os.Remove(n.Platform.Path(exportFile)); err != nil {
+					t.Fatal(err)
+				}
+				file(platform.ConsulDataDir+"/raft/raft.db", "the state")
+				if n.brokerSealed() {
+					t.Error("its broker is taken for a sealed one")
+				}
+			},
+			want: Become,
+		}, {
 			name:   "the manifest was cut off",
 			change: func(_ *testing.T, _ *Node, file func(string, string)) { file(manifestFile, `{"format": 1, "op`) },
 			want:   Become, err: "is damaged",
@@ -113,7 +128,7 @@ func TestManifestAtFirstBoot(t *testing.T) {
 			file(BinaryPath, "this build")
 			n := open()
 			n.manifest = &seal.Manifest{Format: 1, XiVO: "16.03",
-				Operations: []seal.Operation{{Name: "uuid-database"}, {Name: "build-ssh-key"}, {Name: "ssh-host-keys"}},
+				Operations: []seal.Operation{{Name: "uuid-database"}, {Name: "rabbitmq-federation"}, {Name: "rabbitmq-name"}, {Name: "build-ssh-key"}, {Name: "ssh-host-keys"}},
 				Files:      map[string]string{BinaryPath: seal.Sum([]byte("this build"))},
 				KV:         seal.Sum([]byte("the export")),
 			}
