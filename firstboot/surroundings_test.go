@@ -120,6 +120,7 @@ func TestHostNamesOfOtherMachinesAreOnlyText(t *testing.T) {
 func TestNotices(t *testing.T) {
 	n := aNode(t, "16.03", open(t, server.Postgres(t, schema.SQL("16.03"))))
 	n.members = []mesh.Member{{UUID: uuid.MustParse(peerUUID), Host: "xivo-a", Name: "xivo-a-607796fc", Address: "10.0.0.1", Version: "16.03"}}
+	n.Journal.Identity.Advertise = "127.0.0.1" // this machine has it
 	run := func(sql string) {
 		t.Helper()
 		if _, err := n.db.Exec(t.Context(), sql); err != nil {
