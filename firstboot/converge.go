@@ -29,7 +29,7 @@ func (n *Node) Converge(ctx context.Context) (Status, []Change, error) {
 	var changes []Change
 	var errs []error
 	for i, s := range ConvergePhase.Steps {
-		stepCtx, cancel := context.WithTimeout(ctx, stepDeadline)
+		stepCtx, cancel := context.WithTimeout(ctx, s.deadline())
 		diff, err := n.runStep(stepCtx, ConvergePhase.Name, s, i+1, len(ConvergePhase.Steps))
 		cancel()
 		if len(diff) > 0 {

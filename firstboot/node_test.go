@@ -88,6 +88,11 @@ func TestADaemonIsNotRestartedAgainAndAgain(t *testing.T) {
 			t.Error(err)
 		}
 	}
+	late, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := n.restartBroker(late); err == nil {
+		t.Error("it says that it restarted the broker, without the time to")
+	}
 	if err := n.restartBroker(t.Context()); err != nil {
 		t.Error(err)
 	}

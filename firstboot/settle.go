@@ -58,7 +58,11 @@ var (
 
 // restartBroker is for once in the life of this process: every message of this
 // server goes through the broker, and a second restart would not help either.
+// One that there was no time to begin does not count.
 func (n *Node) restartBroker(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
 	if n.brokerRestarted {
 		return errors.New("one did not help; see the broker's log")
 	}

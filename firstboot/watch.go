@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/xivo-mesh/packer-plugin-xivo/cloudinit"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/rabbitmq"
 )
 
 const (
@@ -22,6 +23,12 @@ const (
 	// stepDeadline bounds one step of a pass, whatever it waits for.
 	stepDeadline = 45 * time.Second
 )
+
+// slow are the steps of a pass that have longer: half done, they are worse than
+// late.
+var slow = map[string]time.Duration{"rabbitmq-federation": rabbitmq.EnableTime}
+
+func (s Step) deadline() time.Duration { return max(stepDeadline, slow[s.Name]) }
 
 // Watch converges until ctx ends: at once, when the mesh, the document or the
 // version changed, and now and then. Each status is handed to told. While a

@@ -48,9 +48,16 @@ const (
 	heartbeat = 10
 )
 
-// loading is how long a broker that answers may take to load the plugins that
-// its file lists.
-const loading = 20 * time.Second
+// How long a broker that answers may take to load the plugins that its file
+// lists, before something is done about it and after.
+const (
+	loading = 20 * time.Second
+	loaded  = time.Minute
+)
+
+// EnableTime is what Federation needs at most: on an emulated machine its tool
+// takes half a minute, and the broker minutes to start.
+const EnableTime = 10 * time.Minute
 
 // Federation is the federation plugin, enabled and running. Apply enables it in
 // the running broker, with RabbitMQ's own tool: there is no API. A broker that
@@ -62,7 +69,7 @@ func (c *Client) Federation(p *platform.Platform, restart func(context.Context) 
 			if diff, err := listed.Diff(ctx); err != nil || diff != nil {
 				return diff, err
 			}
-			if c.federating(ctx) != nil {
+			if c.federating(ctx, loading) != nil {
 				return []string{"the federation plugin does not run"}, nil
 			}
 			return nil, nil
@@ -73,8 +80,11 @@ func (c *Client) Federation(p *platform.Platform, restart func(context.Context) 
 				return err
 			}
 			_, err := platform.Run(ctx, "rabbitmq-plugins", append([]string{"enable"}, federation...)...)
-			if err == nil && c.federating(ctx) == nil {
+			if err == nil && c.federating(ctx, loaded) == nil {
 				return nil
+			}
+			if ctx.Err() != nil {
+				return fmt.Errorf("rabbitmq: enable the federation plugin: %w", ctx.Err())
 			}
 			if err := restart(ctx); err != nil {
 				return fmt.Errorf("rabbitmq: restart for the federation plugin: %w", err)
@@ -82,14 +92,14 @@ func (c *Client) Federation(p *platform.Platform, restart func(context.Context) 
 			if err := c.Wait(ctx); err != nil {
 				return err
 			}
-			return c.federating(ctx)
+			return c.federating(ctx, loaded)
 		},
 	}
 }
 
-// federating waits for the federation plugin to be loaded, but not for long.
-func (c *Client) federating(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, loading)
+// federating waits for the federation plugin to be loaded.
+func (c *Client) federating(ctx context.Context, patience time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	for {
 		_, err := c.api(ctx).ListFederationLinksIn(vhost)
