@@ -21,15 +21,6 @@ const (
 	instanceIDFile = "/var/lib/cloud/data/instance-id"
 )
 
-// Loaded is a document and where it came from.
-type Loaded struct {
-	*Config
-	// Source is the file, as the server itself calls it.
-	Source string
-	// Raw is what the file held. It may carry secrets of others.
-	Raw []byte
-}
-
 // Load finds the document of this instance below root and reads it, its
 // secret_file included. It looks into cloud-init's merged user data, its vendor
 // data, and ConfigFile, and takes the first that has a document; a bad one is
@@ -38,11 +29,11 @@ type Loaded struct {
 //
 // The error is an *InvalidError, or wraps ErrNoDocument when there is none
 // anywhere, or says what could not be read.
-func Load(root string) (*Loaded, error) {
+func Load(root string) (*Config, error) {
 	instance := instanceDir(root)
 	for _, name := range []string{"cloud-config.txt", "vendor-cloud-config.txt"} {
 		source := filepath.Join(instanceLink, name)
-		loaded, err := load(root, filepath.Join(instance, name), source, 0)
+		config, err := load(root, filepath.Join(instance, name), source, 0)
 		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, ErrNoDocument) {
 			continue
 		}
@@ -50,7 +41,7 @@ func Load(root string) (*Loaded, error) {
 		if errors.As(err, &bad) {
 			return nil, fmt.Errorf("%w\n%s is cloud-init's merged copy: `xivo-firstboot validate` tells the lines of your own file", err, source)
 		}
-		return loaded, err
+		return config, err
 	}
 
 	name := filepath.Join(root, ConfigFile)
@@ -63,15 +54,15 @@ func Load(root string) (*Loaded, error) {
 	if born, ok := birth(instance); ok && st.ModTime().Before(born) {
 		return nil, fmt.Errorf("%w: %s is older than this instance, so it was written for another one: write it again to use it", ErrNoDocument, ConfigFile)
 	}
-	loaded, err := load(root, name, ConfigFile, asWhole)
+	config, err := load(root, name, ConfigFile, asWhole)
 	if errors.Is(err, ErrNoDocument) {
 		// Somebody wrote this file for us: to go on without it would be a guess.
 		return nil, fmt.Errorf("cloudinit: %v: write the document, or remove the file", err)
 	}
-	return loaded, err
+	return config, err
 }
 
-func load(root, name, source string, places place) (*Loaded, error) {
+func load(root, name, source string, places place) (*Config, error) {
 	raw, err := readLimited(name, MaxSize)
 	if err != nil {
 		return nil, fmt.Errorf("cloudinit: read the document: %w", err)
@@ -83,7 +74,7 @@ func load(root, name, source string, places place) (*Loaded, error) {
 	if err := c.ReadSecret(root); err != nil {
 		return nil, err
 	}
-	return &Loaded{Config: c, Source: source, Raw: raw}, nil
+	return c, nil
 }
 
 // ReadSecret fills in the secret from the SecretFile below root, where the

@@ -69,7 +69,7 @@ func TestADocumentOfANodeThatLives(t *testing.T) {
 				t.Fatal(err)
 			}
 			if tc.refused == "" {
-				if n.DocumentErr != nil || string(cloudinit.UserData(n.Config)) != string(cloudinit.UserData(given.Config)) {
+				if n.DocumentErr != nil || string(cloudinit.UserData(n.Config)) != string(cloudinit.UserData(given)) {
 					t.Errorf("it is not taken: %v", n.DocumentErr)
 				}
 				return

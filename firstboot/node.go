@@ -125,10 +125,10 @@ func Open(root string, log *slog.Logger) (*Node, error) {
 // loadDocument prefers the user's document, and falls back to the last good one
 // of an instance that became with it.
 func (n *Node) loadDocument() (*cloudinit.Config, error) {
-	loaded, err := cloudinit.Load(n.Platform.Root)
+	given, err := cloudinit.Load(n.Platform.Root)
 	if err == nil {
-		if err = n.keepsForLife(loaded.Config); err == nil {
-			return loaded.Config, nil
+		if err = n.keepsForLife(given); err == nil {
+			return given, nil
 		}
 	}
 	if n.noDocument = nil; errors.Is(err, cloudinit.ErrNoDocument) {

@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net"
-	"net/netip"
 	"os"
 	"slices"
 	"strings"
@@ -58,9 +56,9 @@ type Join struct {
 	addresses []string
 }
 
-// JoinedWAN is one address at least, an IP or a host name, being a living member
-// of the WAN: gossip tells of all others. This node's own address always is one,
-// so leave it out.
+// JoinedWAN is one address at least, each an IP, being a living member of the
+// WAN: gossip tells of all others. This node's own always is one, so leave it
+// out.
 func (c *Client) JoinedWAN(addresses []string) *Join { return &Join{c, addresses} }
 
 // Diff says when none of them is.
@@ -69,11 +67,8 @@ func (j *Join) Diff(ctx context.Context) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	for _, address := range j.addresses {
-		ips := resolve(ctx, address)
-		if slices.ContainsFunc(members, func(m Member) bool { return m.Alive && slices.Contains(ips, m.Address) }) {
-			return nil, nil
-		}
+	if slices.ContainsFunc(members, func(m Member) bool { return m.Alive && slices.Contains(j.addresses, m.Address) }) {
+		return nil, nil
 	}
 	return []string{"none of the peers " + strings.Join(j.addresses, ", ") + " is in Consul's WAN"}, nil
 }
@@ -147,16 +142,4 @@ func ForgetWAN(p *platform.Platform) error {
 		return fmt.Errorf("consul: forget the WAN: %w", err)
 	}
 	return nil
-}
-
-// resolve returns the IPs of an address. A name that is unknown has none, and
-// Consul will say so when it is asked to join it.
-func resolve(ctx context.Context, address string) []string {
-	if _, err := netip.ParseAddr(address); err == nil {
-		return []string{address}
-	}
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
-	ips, _ := net.DefaultResolver.LookupHost(ctx, address)
-	return ips
 }

@@ -250,11 +250,11 @@ func (t Topology) Desired(self Member, members []Member) (Links, error) {
 		left, right := ring[(i+len(ring)-1)%len(ring)], ring[(i+1)%len(ring)]
 		return Links{sorted([]Member{left, right}), len(ring) / 2}, nil
 	case "hub":
-		if self.Address == t.Hub || self.Host == t.Hub {
+		if self.Address == t.Hub {
 			return Links{others, 2}, nil
 		}
 		for _, m := range others {
-			if m.Address == t.Hub || m.Host == t.Hub {
+			if m.Address == t.Hub {
 				return Links{[]Member{m}, 2}, nil
 			}
 		}

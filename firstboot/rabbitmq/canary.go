@@ -63,8 +63,7 @@ type Canary struct {
 	ended chan struct{} // closed after done has its error
 
 	mu     sync.Mutex
-	closed bool // by Close
-	seen   map[string]time.Time
+	closed bool             // by Close
 	waits  map[string]*wait // by the id of a ping
 }
 
@@ -87,7 +86,6 @@ func OpenCanary(ctx context.Context, amqpURL, uuid string) (*Canary, error) {
 		uuid:  uuid,
 		done:  make(chan error, 1),
 		ended: make(chan struct{}),
-		seen:  map[string]time.Time{},
 		waits: map[string]*wait{},
 	}
 
@@ -185,7 +183,6 @@ func (c *Canary) serve(deliveries <-chan amqp.Delivery, closed <-chan *amqp.Erro
 func (c *Canary) pong(from, id string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.seen[from] = time.Now()
 	w := c.waits[id]
 	if w == nil {
 		return
@@ -261,18 +258,11 @@ func (c *Canary) answers(w *wait) map[string]time.Duration {
 	return maps.Clone(w.answered)
 }
 
-// Answering tells when each peer last answered a ping of this canary, since
-// it was opened.
-func (c *Canary) Answering() map[string]time.Time {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return maps.Clone(c.seen)
-}
-
 // AnnounceCtid tells the local xivo-ctid where the one of a peer is, under the id
-// that it has in Consul, as that peer's own ctid would when it registers: the local one keeps an empty answer
-// about a peer until it hears this. The message stays on this node: it says
-// to have come too far for any downstream to take it over.
+// that it has in Consul, as that peer's own ctid would when it registers: the
+// local one keeps an empty answer about a peer until it hears this. The message
+// stays on this node: it says to have come too far for any downstream to take
+// it over.
 func (c *Canary) AnnounceCtid(ctx context.Context, peerUUID, serviceID, address string) error {
 	const service = "xivo-ctid"
 	route := make([]any, localHops)

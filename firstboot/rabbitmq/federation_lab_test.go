@@ -112,9 +112,6 @@ func TestTwoBrokersFederate(t *testing.T) {
 		} else {
 			t.Logf("round trip %s", took)
 		}
-		if seen := canaryA.Answering()[idB]; time.Since(seen) > time.Minute {
-			t.Fatalf("last seen %v", seen)
-		}
 	})
 
 	t.Run("the link runs, without saying the password", func(t *testing.T) {
