@@ -625,12 +625,13 @@ func TestASilentAgentIsAnErrorInTime(t *testing.T) {
 	}
 }
 
-// Two nodes: each a datacenter of its own, one token, encrypted gossip.
+// Two nodes: each a datacenter of its own, one token, encrypted gossip. In the end
+// one leaves.
 func TestTwoNodesSeeEachOthersServices(t *testing.T) {
 	everyAge(t, func(t *testing.T, start starter) {
 		ctx := t.Context()
 		n := free(t) // the same ports on two addresses, as on two machines
-		node := func(name, address string) *consul.Client {
+		node := func(name, address string) (*consul.Client, ports) {
 			m := n
 			own := free(t)
 			m.https, m.http = own.https, own.http
@@ -639,9 +640,10 @@ func TestTwoNodesSeeEachOthersServices(t *testing.T) {
 			becomes(t, consul.TokenFiles(p, meshToken))
 			becomes(t, consul.ConfigFile(p, consul.Settings{Name: name, Advertise: address, MasterToken: meshToken, GossipKey: gossipKey}))
 			c, _ := start(t, p, "-bind", address)
-			return c
+			return c, m
 		}
-		a, b := node("xivo-a", "127.0.0.2"), node("xivo-b", "127.0.0.3")
+		a, _ := node("xivo-a", "127.0.0.2")
+		b, portsOfB := node("xivo-b", "127.0.0.3")
 
 		service := consul.Registration{ID: "xivo-mesh", Name: "xivo-mesh", Address: "10.0.0.1", Tags: []string{"x=1", "y=2"}}
 		becomes(t, a.Registered(service))
@@ -687,6 +689,21 @@ func TestTwoNodesSeeEachOthersServices(t *testing.T) {
 		if notes, err := a.Notes(ctx, "", prefix); err != nil || len(notes) != 0 {
 			t.Errorf("after they were removed: %v, %v", notes, err)
 		}
+
+		// The command of 0.5 needs neither address nor token.
+		t.Setenv("PATH", filepath.Dir(binary(t))+":"+os.Getenv("PATH"))
+		t.Setenv("CONSUL_HTTP_ADDR", fmt.Sprint("127.0.0.1:", portsOfB.http))
+		t.Setenv("CONSUL_HTTP_TOKEN", meshToken)
+		check(t, b.Leave(ctx))
+		for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(200 * time.Millisecond) {
+			members, err := a.WANMembers(ctx)
+			if err == nil && !slices.ContainsFunc(members, func(m consul.Member) bool { return m.Alive && m.Datacenter == "xivo-b" }) {
+				break
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("A does not hear that B left: %+v, %v", members, err)
+			}
+		}
 	})
 }
 
@@ -727,5 +744,3 @@ func TestPeersThatDoNotUnderstandEachOtherAreToldWhy(t *testing.T) {
 		})
 	}
 }
-
-var _ = secret.Secret("")

@@ -94,6 +94,20 @@ func asPlanned(t *testing.T, phase, plan, ran string) {
 	}
 }
 
+// anonymous is what a run told, less what it drew: no plan can know that.
+func anonymous(t *testing.T, m *lab.Machine, told string) string {
+	t.Helper()
+	id, err := (&scenario.Node{Machine: m}).UUID(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	name, err := m.Run(t.Context(), "sed", "-n", `s/.*"node_name": "\(.*\)".*/\1/p`, "/etc/consul/xivo/interconnection.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.NewReplacer(id, "a new UUID", strings.TrimSpace(name), "a new name").Replace(told)
+}
+
 // changed is how the progress of a step tells that it changed something.
 var changed = regexp.MustCompile(`(?m)^(\w+) \d+/\d+ (\S+) \(\S+\)  changed: (.*)$`)
 
@@ -201,9 +215,7 @@ PGPASSWORD=proformatique psql -q -h localhost -U asterisk -c "DELETE FROM access
 		}
 		s.run(t, "xivo-firstboot status --wait")
 		s.is(t, "alone", "")
-		// No plan can know what is drawn later.
-		name := s.run(t, `sed -n 's/.*"node_name": "\(.*\)".*/\1/p' /etc/consul/xivo/interconnection.json`)
-		asPlanned(t, "become", plan, strings.NewReplacer(s.uuid(t), "a new UUID", name, "a new name").Replace(out))
+		asPlanned(t, "become", plan, anonymous(t, s.Machine, out))
 		if id := s.uuid(t); id == original || uuid.Validate(id) != nil {
 			t.Errorf("the copy's UUID is %q, the original's %s", id, original)
 		}
