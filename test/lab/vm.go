@@ -95,10 +95,14 @@ func (l *Lab) virtual(ctx context.Context, h Hypervisor, n Node) (computer, erro
 		return nil, fmt.Errorf("the command line has no %q: %s", printed, commandLine)
 	}
 	accel := h.Accelerator
+	share := " -m 1536"
 	if accel == "tcg" {
 		accel += ",tb-size=512"
+		// Emulated processors wait for each other: two of them take a third more of
+		// the host for the same work, and several times the time when it is busy.
+		share += " -smp 1"
 	}
-	commandLine = strings.Replace(commandLine, printed, " -accel "+accel+" ", 1) + " -m 1536"
+	commandLine = strings.Replace(commandLine, printed, " -accel "+accel+" ", 1) + share
 	return &vm{
 		sandbox:     l.sandbox,
 		name:        n.Name,
