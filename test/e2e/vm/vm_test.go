@@ -359,6 +359,11 @@ func (l *life) sayItIsTheSame(t *testing.T) {
 	if got, err := node.UUID(t.Context()); err != nil || got != l.uuids[2] {
 		t.Errorf("its UUID is %s, it was %s (%v)", got, l.uuids[2], err)
 	}
+	// Its other user is on the copy too, and found twice.
+	var err error
+	if l.users[2], err = node.AddUser(t.Context(), "Moved"); err != nil {
+		t.Fatal(err)
+	}
 	l.find(t, 1, 2)
 }
 
