@@ -273,7 +273,7 @@ func (r *round) asPlanned(phase string) {
 	r.Helper()
 	plan := r.run("sh", "-ec", "xivo-firstboot plan 2>/dev/null")
 	ran := r.run("sh", "-ec", "xivo-firstboot "+phase+" 2>&1")
-	asPlanned(r.T, phase, plan, anonymous(r.T, r.m, ran))
+	asPlanned(r.T, phase, anonymous(r.T, r.m, plan), anonymous(r.T, r.m, ran))
 }
 
 // phase starts a phase again and again until it comes to its end.
