@@ -86,6 +86,9 @@ func others(ctx context.Context, peers []string) ([]string, error) {
 	return out, errors.Join(errs...)
 }
 
+// namesWait is how long the names of peers are waited for where they decide.
+const namesWait = time.Minute
+
 // advertise decides the address at which the others reach this node.
 func advertise(ctx context.Context, c *cloudinit.Config) (string, error) {
 	local, err := localAddresses()
@@ -108,7 +111,25 @@ func advertise(ctx context.Context, c *cloudinit.Config) (string, error) {
 		return want.Address, nil
 	}
 
-	peers, _ := others(ctx, c.Peers)
+	var usable []string
+	for a := range local {
+		if a.IsGlobalUnicast() {
+			usable = append(usable, a.String())
+		}
+	}
+	peers, err := others(ctx, c.Peers)
+	// It keeps the address for life: a server for names that is late must not
+	// decide it.
+	for end := time.Now().Add(namesWait); err != nil && len(peers) == 0 && len(usable) > 1; peers, err = others(ctx, c.Peers) {
+		select {
+		case <-ctx.Done():
+		case <-time.After(time.Second):
+			if time.Now().Before(end) {
+				continue
+			}
+		}
+		return "", fmt.Errorf("advertise: no name among the peers can be resolved (%w), so nothing tells which of its addresses this machine has for them: %s; mend that, or set `advertise` to one", err, listed(local))
+	}
 	for _, to := range append(peers, elsewhere) {
 		// Connecting a UDP socket sends nothing: the kernel picks the route.
 		conn, err := net.Dial("udp4", net.JoinHostPort(to, "9"))
@@ -118,12 +139,6 @@ func advertise(ctx context.Context, c *cloudinit.Config) (string, error) {
 		conn.Close()
 		if a := conn.LocalAddr().(*net.UDPAddr).AddrPort().Addr(); !a.IsLoopback() {
 			return a.Unmap().String(), nil
-		}
-	}
-	var usable []string
-	for a := range local {
-		if a.IsGlobalUnicast() {
-			usable = append(usable, a.String())
 		}
 	}
 	if len(usable) == 1 {

@@ -1,12 +1,14 @@
 package firstboot
 
 import (
+	"context"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/xivo-mesh/packer-plugin-xivo/cloudinit"
 )
@@ -88,6 +90,7 @@ func TestOwnAddress(t *testing.T) {
 			{name: "towards the first peer that is not us", peers: []string{"10.8.0.1", "10.9.0.2"}, want: "10.9.0.1"},
 			{name: "towards the first peer that is not us, by name", peers: []string{"xivo-b", "xivo-a"}, want: "10.9.0.1"},
 			{name: "towards a peer, when the one before has no address", peers: []string{"nobody.invalid", "xivo-a"}, want: "10.9.0.1"},
+			{name: "no name can be resolved, and several addresses", peers: []string{"nobody.invalid"}, says: "set `advertise` to one"},
 			{name: "towards the default route, without a peer", want: "10.8.0.1"},
 			{name: "towards the default route, with only ourselves", peers: []string{"10.9.0.1"}, want: "10.8.0.1"},
 			{name: "on no interface", advertise: cloudinit.Advertise{Address: "10.9.0.7"}, says: "10.9.0.7 is not an address of this machine that others can reach; it has 10.8.0.1 (eth1), 10.9.0.1 (eth0)"},
@@ -103,6 +106,7 @@ func TestOwnAddress(t *testing.T) {
 		},
 		"single": {
 			{name: "the only one, without a route", want: "10.9.0.1"},
+			{name: "the only one, and no name can be resolved", peers: []string{"nobody.invalid"}, want: "10.9.0.1"},
 		},
 		"none": {
 			{name: "no address at all", says: "which has none"},
@@ -112,7 +116,9 @@ func TestOwnAddress(t *testing.T) {
 			in(t, network, func(t *testing.T) {
 				for _, c := range cases {
 					t.Run(c.name, func(t *testing.T) {
-						got, err := advertise(t.Context(), &cloudinit.Config{Advertise: c.advertise, Peers: c.peers})
+						ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+						defer cancel()
+						got, err := advertise(ctx, &cloudinit.Config{Advertise: c.advertise, Peers: c.peers})
 						if got != c.want || (err == nil) != (c.says == "") || err != nil && !strings.Contains(err.Error(), c.says) {
 							t.Errorf("%q, %v; want %q or an error with %q", got, err, c.want, c.says)
 						}

@@ -40,6 +40,10 @@ func upstreams(ctx context.Context, n *Node) (Resource, error) {
 			}
 		}
 	}
+	linked, err := b.Links(ctx)
+	if err != nil {
+		return nil, err
+	}
 	var rs all
 	wanted := map[string]bool{}
 	for _, m := range links.Upstreams {
@@ -47,15 +51,20 @@ func upstreams(ctx context.Context, n *Node) (Resource, error) {
 			n.notice("the upstream %s was made by hand for %s (%s): it is left as it is, and not doubled", name, m.Host, m.Address)
 			continue
 		}
-		wanted[upstreamName(m)] = true
-		rs = append(rs, b.Upstream(rabbitmq.Upstream{
+		u := rabbitmq.Upstream{
 			Name:     upstreamName(m),
 			Host:     m.Address,
 			Account:  n.Credentials().Account(),
 			Password: n.Credentials().BrokerPassword(),
 			MaxHops:  links.MaxHops,
 			Links:    len(links.Upstreams),
-		}))
+		}
+		wanted[u.Name] = true
+		if _, ok := linked[u.Name]; ok {
+			rs = append(rs, b.Upstream(u))
+		} else {
+			rs = append(rs, b.LinkedUpstream(u))
+		}
 	}
 	for _, u := range found {
 		if directory.Ours(u.Name) && !wanted[u.Name] {

@@ -46,7 +46,15 @@ func (n *Node) Live(ctx context.Context) (_ []Change, down time.Duration, err er
 	if _, err := platform.Run(ctx, command, "stop"); err != nil {
 		return nil, 0, fmt.Errorf("stop XiVO: %w", err)
 	}
-	// That leaves both of them running.
+	// That leaves both of them running. What XiVO stored until it had stopped is
+	// to be in the export, too.
+	if n.exported {
+		err := n.exportKV(ctx)
+		n.reset()
+		if err != nil {
+			return nil, 0, err
+		}
+	}
 	for _, service := range brokers {
 		if err := n.Platform.Init.Stop(ctx, service); err != nil {
 			return nil, 0, err

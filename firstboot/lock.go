@@ -42,7 +42,9 @@ func (n *Node) Lock() error {
 		return fmt.Errorf("lock %s: %w", name, err)
 	}
 	n.lock = f
-	n.Journal, err = readJournal(n.Platform.Path(journalFile))
+	if n.Journal, err = readJournal(n.Platform.Path(journalFile)); err != nil {
+		n.Unlock()
+	}
 	return err
 }
 

@@ -38,13 +38,14 @@ var SettlePhase = Phase{
 	Text: "put the KV back and set the broker up, before XiVO's daemons start",
 	Once: true,
 	Steps: []Step{
+		// First, and whatever the broker does: it is people's contacts.
+		{"kv-import", "Consul's KV is back, bit for bit", kvImported},
+		{"kv-retire", "the export is gone, now that its restore was verified", kvRetired},
 		// In this order: a broker that federates with the name or the upstreams of
 		// the node that it was copied from takes that node's messages.
 		{"rabbitmq-clean", "nothing is left of another node's federation", brokerClean},
 		{"rabbitmq-name", "the broker's cluster name is this node's", brokerName},
 		{"rabbitmq-federation", "RabbitMQ's federation runs", brokerFederation},
-		{"kv-import", "Consul's KV is back, bit for bit", kvImported},
-		{"kv-retire", "the export is gone, now that its restore was verified", kvRetired},
 	},
 }
 

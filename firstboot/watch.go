@@ -77,9 +77,14 @@ func (n *Node) Watch(ctx context.Context, told func(Status, []Change)) error {
 	}
 }
 
-// mayWork takes the lock, unless somebody else has it.
+// mayWork takes the lock, unless somebody else has it, or what this machine is
+// was forgotten under the watch: then the next boot decides.
 func (n *Node) mayWork() bool {
 	err := n.Lock()
+	if err == nil && n.Journal == nil {
+		n.Unlock()
+		return false
+	}
 	if err != nil && !errors.Is(err, ErrBusy) {
 		n.Log.Warn("converge: the next pass tries again", "error", err)
 	}

@@ -1,11 +1,14 @@
 package rabbitmq
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -55,6 +58,100 @@ func noSecret(t *testing.T, diff []string) {
 	if all := strings.Join(diff, "\n"); strings.Contains(all, "p@ss") || strings.Contains(all, "p%40ss") {
 		t.Fatalf("a secret is told: %s", all)
 	}
+}
+
+// A first boot that is killed while it asks the broker for something leaves what
+// is stored and not acted on.
+func TestAFederationThatWasCutOffIsMended(t *testing.T) {
+	peer := startBroker(t, "127.0.0.5", plugins...)
+	become(t, peer.ready(t).FederationUser(account, password))
+	b := startBroker(t, "127.0.0.6", plugins...)
+	c := b.ready(t)
+	for _, of := range []*broker{peer, b} {
+		put(t, of.api+"/api/exchanges/%2F/xivo", `{"type":"topic","durable":true}`)
+	}
+	u := upstreamTo("xivomesh111111111111", peer)
+	upstream, policy := b.api+"/api/parameters/federation-upstream/%2F/"+u.Name, b.api+"/api/policies/%2F/"+policyName
+	reset := func() {
+		for _, url := range []string{upstream, policy} {
+			if req, err := http.NewRequest(http.MethodDelete, url, nil); err == nil {
+				req.SetBasicAuth("guest", "guest")
+				if resp, err := http.DefaultClient.Do(req); err == nil {
+					resp.Body.Close()
+				}
+			}
+		}
+	}
+
+	for _, tc := range []struct {
+		name, url string
+		body      any
+		first     *Setting
+		stored    *Setting
+	}{
+		{"an upstream", upstream, map[string]any{"value": u.definition()}, c.Policy(), c.Upstream(u)},
+		{"the policy", policy, wantedPolicy, c.Upstream(u), c.Policy()},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			body, err := json.Marshal(tc.body)
+			if err != nil {
+				t.Fatal(err)
+			}
+			// It takes some tries to hit the moment.
+			for try := 0; ; try++ {
+				if try == 1000 {
+					t.Fatal("the broker always acted on what it stored")
+				}
+				reset()
+				if err := tc.first.Apply(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				cutOff(t, tc.url, body, time.Duration(try%15)*100*time.Microsecond)
+				if diff, err := tc.stored.Diff(t.Context()); err != nil {
+					t.Fatal(err)
+				} else if diff != nil {
+					continue
+				}
+				if diff, err := c.LinkedUpstream(u).Diff(t.Context()); err != nil {
+					t.Fatal(err)
+				} else if diff != nil {
+					t.Logf("try %d: %s", try, diff)
+					break
+				}
+			}
+			become(t, c.LinkedUpstream(u))
+			eventually(t, "the link", func() error {
+				links, err := c.Links(t.Context())
+				if links[u.Name].State != "running" {
+					return fmt.Errorf("links %v, %v", links, err)
+				}
+				return nil
+			})
+		})
+	}
+}
+
+// cutOff asks the broker to set something, and is gone a moment later.
+func cutOff(t *testing.T, where string, body []byte, after time.Duration) {
+	t.Helper()
+	u, err := url.Parse(where)
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := net.Dial("tcp", u.Host)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	req, err := http.NewRequest(http.MethodPut, where, bytes.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.SetBasicAuth("guest", "guest")
+	if err := req.Write(conn); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(after)
 }
 
 // upstreamTo is the upstream of a test to a broker.
