@@ -232,11 +232,17 @@ func (n *Node) Consul(ctx context.Context) (*consul.Client, error) {
 	return c, nil
 }
 
+// brokerWait is how long a broker that was started may take to answer; XiVO is
+// down meanwhile in a live run.
+const brokerWait = 3 * time.Minute
+
 // Broker returns the client of the local broker, once it answers.
 func (n *Node) Broker(ctx context.Context) (*rabbitmq.Client, error) {
 	if n.broker != nil || n.brokerErr != nil {
 		return n.broker, n.brokerErr
 	}
+	ctx, cancel := context.WithTimeout(ctx, brokerWait)
+	defer cancel()
 	b := rabbitmq.Dial()
 	if n.brokerErr = b.Wait(ctx); n.brokerErr != nil {
 		return nil, n.brokerErr
