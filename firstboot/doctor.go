@@ -154,7 +154,7 @@ const documentHint = "/etc/xivo-firstboot/config.yml"
 
 // identitySteps are the places of the identity. They are set once, and looked at
 // ever after.
-var identitySteps = []string{"hostname", "uuid-database", "uuid-files", "uuid-manager", "consul-token", "ctid-config"}
+var identitySteps = []string{"hostname", "uuid-database", "uuid-files", "uuid-manager", "consul-token"}
 
 // Examine looks at everything that makes this node one of its mesh, and changes
 // nothing. Each finding is handed to told as soon as it is there.

@@ -66,6 +66,8 @@ var ConvergePhase = Phase{
 		{"upstreams", "a federation upstream for every link", sharing(upstreams)},
 		{"directories", "a directory source for every member", sharing(directories)},
 		{"dird", "xivo-dird has read its sources", sharing(dirdRestarted)},
+		// Once more: what it consists of changes when XiVO is upgraded.
+		{"ctid-config", "xivo-ctid listens and registers at this node's address", ctidConfig},
 		{"ctid-ng", "xivo-ctid-ng has credentials for every member", sharing(credentialsOfPeers)},
 		{"ctid", "xivo-ctid is registered at this node's address", sharing(ctidRegistered)},
 		{"canary", "a message goes to every member and back", sharing(canaryAnswered)},

@@ -84,33 +84,17 @@ func checkURL(advertise string) string { return "http://" + advertise + ":" + po
 
 // Diff compares the files.
 func (c *Config) Diff(context.Context) ([]string, error) {
-	files, err := c.files()
-	if err != nil {
-		return nil, fmt.Errorf("ctid: %w", err)
-	}
-	var diff []string
-	for name, want := range files {
-		if name == c.platform.Path(ngConfigDir, fileName) {
-			// Credentials writes on where this ends.
-			if have, err := os.ReadFile(name); err == nil && bytes.HasPrefix(have, want) {
-				continue
-			}
-		}
-		d, err := differs(c.platform, name, want)
-		if err != nil {
-			return nil, err
-		}
-		diff = append(diff, d...)
-	}
+	_, diff, err := c.differing()
 	slices.Sort(diff)
-	return diff, nil
+	return diff, err
 }
 
-// Apply writes them. Nothing else that ends in .yml is left in the folders.
+// Apply writes those that differ. Nothing else that ends in .yml is left in the
+// folders.
 func (c *Config) Apply(context.Context) error {
-	files, err := c.files()
+	files, _, err := c.differing()
 	if err != nil {
-		return fmt.Errorf("ctid: %w", err)
+		return err
 	}
 	if err := os.MkdirAll(c.platform.Path(platform.CtidConfigDir), 0o755); err != nil {
 		return fmt.Errorf("ctid: %w", err)
@@ -121,6 +105,30 @@ func (c *Config) Apply(context.Context) error {
 		}
 	}
 	return nil
+}
+
+// differing returns the wanted content of the files that differ, and what differs.
+func (c *Config) differing() (map[string][]byte, []string, error) {
+	files, err := c.files()
+	if err != nil {
+		return nil, nil, fmt.Errorf("ctid: %w", err)
+	}
+	var diff []string
+	for name, want := range files {
+		var d []string
+		// Credentials writes on where this ends.
+		have, err := os.ReadFile(name)
+		if err != nil || name != c.platform.Path(ngConfigDir, fileName) || !bytes.HasPrefix(have, want) {
+			if d, err = differs(c.platform, name, want); err != nil {
+				return nil, nil, err
+			}
+		}
+		if d == nil {
+			delete(files, name)
+		}
+		diff = append(diff, d...)
+	}
+	return files, diff, nil
 }
 
 func differs(p *platform.Platform, name string, want []byte) ([]string, error) {

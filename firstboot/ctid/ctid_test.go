@@ -192,6 +192,18 @@ func TestCredentials(t *testing.T) {
 			t.Errorf("another address is not noticed: %v", err)
 		}
 	})
+	t.Run("which stay when an upgrade brings another daemon", func(t *testing.T) {
+		if err := os.MkdirAll(p.Path("/etc/wazo-auth/conf.d"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		want := []string{"/etc/wazo-auth/conf.d/interconnection.yml is missing"}
+		if d := cmp.Diff(want, becomes(t, ctid.ConfigFile(p, address))); d != "" {
+			t.Errorf("(-want +got):\n%s", d)
+		}
+		if diff, err := of(a).Diff(t.Context()); err != nil || diff != nil {
+			t.Errorf("%v, %v", diff, err)
+		}
+	})
 	t.Run("in the order of the peers or another", func(t *testing.T) {
 		becomes(t, of(a, b))
 		if diff, err := of(b, a).Diff(t.Context()); err != nil || diff != nil {
