@@ -1,6 +1,9 @@
 package firstboot
 
 import (
+	"context"
+	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -134,5 +137,37 @@ func TestNoCopyOfTheKVIsLeftOnceItIsBack(t *testing.T) {
 	}
 	if left, err := os.ReadDir(n.Platform.Path(platform.StateDir)); err != nil || len(left) > 0 {
 		t.Errorf("left is %v, %v", left, err)
+	}
+}
+
+// It is people's contacts, and a broker that does not start is no reason to keep
+// them away.
+func TestTheKVIsBackWhateverTheBrokerDoes(t *testing.T) {
+	n := nodeOf(t)
+	n.Platform = &platform.Platform{Root: t.TempDir()}
+	n.Journal = newJournal(n.Platform.Path(journalFile), n.Instance, n.Identity())
+	n.brokerErr = errors.New("the broker is down")
+	put(t, n, exportFile, "the KV")
+
+	back := false
+	p := SettlePhase
+	p.Steps = slices.Clone(p.Steps)
+	i := slices.IndexFunc(p.Steps, func(s Step) bool { return s.Name == "kv-import" })
+	p.Steps[i].Open = func(context.Context, *Node) (Resource, error) {
+		return resource{
+			diff: func(context.Context) ([]string, error) {
+				if back {
+					return nil, nil
+				}
+				return []string{"the KV is not there"}, nil
+			},
+			apply: func(context.Context) error { back = true; return nil },
+		}, nil
+	}
+	if _, err := n.Run(t.Context(), p); err == nil || !strings.Contains(err.Error(), "the broker is down") {
+		t.Errorf("settle says: %v", err)
+	}
+	if _, err := os.Stat(n.Platform.Path(exportFile)); !back || !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the KV is back: %t; its export: %v", back, err)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"os/exec"
 	"strings"
@@ -78,5 +79,30 @@ func TestWhoGetsTheLockLateSeesWhatWasDecided(t *testing.T) {
 	defer late.Close()
 	if late.Identity() != decided.Identity {
 		t.Errorf("it goes on as %v, decided was %v", late.Identity(), decided.Identity)
+	}
+}
+
+// A person who removes all that says what this machine is wants the next boot to
+// decide it anew: the watch that still runs must not bring half of it back.
+func TestTheWatchEndsItsWorkWhenTheJournalIsGone(t *testing.T) {
+	p := &platform.Platform{Root: t.TempDir()}
+	if err := os.MkdirAll(p.Path(platform.StateDir), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	j := newJournal(p.Path(journalFile), Instance{}, Identity{UUID: uuid.New()})
+	if err := j.save(); err != nil {
+		t.Fatal(err)
+	}
+	n := &Node{Platform: p, Log: slog.New(slog.DiscardHandler)}
+	defer n.Close()
+	if !n.mayWork() {
+		t.Fatal("it makes no pass on a node")
+	}
+	n.Unlock()
+	if err := os.Remove(p.Path(journalFile)); err != nil {
+		t.Fatal(err)
+	}
+	if n.mayWork() || n.lock != nil {
+		t.Error("it goes on, or keeps the lock from the others")
 	}
 }
