@@ -28,6 +28,7 @@ func (n *Node) Decide(confirmed bool) (Action, string) {
 		Journal:   n.Journal,
 		Instance:  n.Instance,
 		Document:  n.Config,
+		Late:      n.late != nil && n.Identity().NoDocument,
 		Confirmed: confirmed,
 	})
 }
@@ -97,6 +98,9 @@ func (n *Node) prepare(ctx context.Context, confirmed bool) (Action, string, err
 	if n.DocumentErr != nil {
 		return action, why, n.DocumentErr
 	}
+	if n.late != nil {
+		n.Config, n.late = n.late, nil
+	}
 	if err := n.checkSchema(ctx); err != nil {
 		return action, why, err
 	}
@@ -115,6 +119,7 @@ func (n *Node) prepare(ctx context.Context, confirmed bool) (Action, string, err
 		return action, why, err
 	}
 	was := n.Journal
+	id.NoDocument = n.noDocument != nil && (was == nil || was.Identity.NoDocument)
 	n.Journal = newJournal(n.Platform.Path(journalFile), n.Instance, id)
 	if was != nil && was.begun(consulGone) && !was.Done("settle.kv-retire") {
 		// A copy of a node that was cut off has the KV in the export only, too.

@@ -62,10 +62,12 @@ const (
 
 // Found is everything that the decision rests on.
 type Found struct {
-	Sealed    bool
-	Journal   *Journal
-	Instance  Instance
-	Document  *cloudinit.Config
+	Sealed   bool
+	Journal  *Journal
+	Instance Instance
+	Document *cloudinit.Config
+	// Late: the first document of a node that became without one.
+	Late      bool
 	Confirmed bool
 }
 
@@ -83,6 +85,8 @@ func Decide(f Found) (Action, string) {
 			return Hold, why + ": if this is a copy, run `xivo-firstboot run --confirm`; if it is the same machine, `xivo-firstboot become --same`"
 		case !f.Journal.Finished(BecomePhase):
 			return Resume, "a become of this instance was cut off"
+		case f.Late && f.Journal.Finished(SettlePhase):
+			return Adopt, "this node became without a document, and has one now"
 		}
 		return Unchanged, why
 	}

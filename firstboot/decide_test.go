@@ -34,6 +34,8 @@ func TestDecide(t *testing.T) {
 	was := journalOf(Instance{"i-1", productA}, true)
 	noProduct := journalOf(Instance{"i-1", ""}, true)
 	begun := journalOf(Instance{"i-1", productA}, false)
+	settled := journalOf(Instance{"i-1", productA}, true)
+	settled.Steps[SettlePhase.Name] = Stamp{State: done}
 
 	for _, c := range []struct {
 		name  string
@@ -53,6 +55,11 @@ func TestDecide(t *testing.T) {
 		{"the seed is detached: no instance id", Found{Journal: was, Instance: Instance{"", productA}}, Unchanged},
 		{"the firmware swaps its bytes", Found{Journal: was, Instance: Instance{"i-1", productA2}}, Unchanged},
 		{"the product UUID is not told any more", Found{Journal: was, Instance: Instance{"i-1", ""}}, Unchanged},
+
+		{"the first document of a node that became without one", Found{Journal: settled, Instance: Instance{"i-1", productA}, Late: true}, Adopt},
+		{"that document, while the node has not settled", Found{Journal: was, Instance: Instance{"i-1", productA}, Late: true}, Unchanged},
+		{"that document, while the become was cut off", Found{Journal: begun, Instance: Instance{"i-1", productA}, Late: true}, Resume},
+		{"that document, and one sign of a clone", Found{Journal: settled, Instance: Instance{"i-2", productA}, Late: true}, Hold},
 
 		{"clone of a node: both signs", Found{Journal: was, Instance: Instance{"i-2", productB}}, Become},
 		{"clone where no product UUID is known", Found{Journal: noProduct, Instance: Instance{"i-2", ""}}, Become},

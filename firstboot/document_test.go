@@ -84,6 +84,63 @@ func TestADocumentOfANodeThatLives(t *testing.T) {
 	}
 }
 
+// A node that became without a document is not alone for life: its first one is
+// carried out by the next become, and by no pass before that.
+func TestTheFirstDocumentOfANodeThatBecameWithoutOne(t *testing.T) {
+	for _, tc := range []struct {
+		name, instance string
+		want           Action
+	}{
+		{"the same machine, where the seed was forgotten", "", Adopt},
+		{"a copy of it", "iid-2", Become},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			p := &platform.Platform{Root: t.TempDir()}
+			write := func(name, text string) {
+				t.Helper()
+				if err := os.MkdirAll(filepath.Dir(p.Path(name)), 0o700); err != nil {
+					t.Fatal(err)
+				}
+				if err := os.WriteFile(p.Path(name), []byte(text), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			write(platform.VersionFile, "16.03")
+			write("/var/lib/cloud/data/instance-id", tc.instance)
+			made := cloudinit.Alone()
+			write(documentFile, string(cloudinit.UserData(made)))
+			j := newJournal(p.Path(journalFile), Instance{ID: "iid-1"}, Identity{UUID: uuid.New(), Name: "xivo-1", Advertise: "10.0.0.1", NoDocument: true})
+			j.Steps[BecomePhase.Name], j.Steps[SettlePhase.Name] = Stamp{State: done}, Stamp{State: done}
+			if err := j.save(); err != nil {
+				t.Fatal(err)
+			}
+			open := func() *Node {
+				t.Helper()
+				n, err := Open(p.Root, slog.New(slog.DiscardHandler))
+				if err != nil || n.DocumentErr != nil {
+					t.Fatal(err, n.DocumentErr)
+				}
+				return n
+			}
+			if action, why := open().Decide(false); tc.want == Adopt && action != Unchanged {
+				t.Errorf("without a document, it is to %s: %s", action, why)
+			}
+
+			write(cloudinit.ConfigFile, "xivo:\n  version: 1\n  peers: []\n  secret: a sentence that only we know\n")
+			n := open()
+			if action, why := n.Decide(false); action != tc.want {
+				t.Errorf("%s: %s", action, why)
+			}
+			if tc.want == Adopt && n.Config.Secret != made.Secret {
+				t.Error("a pass would take the document before the node became with it")
+			}
+			if says := n.Waits(t.Context()); !strings.Contains(says, "`xivo-firstboot run` does it") {
+				t.Errorf("it says: %s", says)
+			}
+		})
+	}
+}
+
 // Somebody whose document is not taken is told of it, and not only that there is
 // none.
 func TestAServerThatWasLeftAloneSaysWhy(t *testing.T) {

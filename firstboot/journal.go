@@ -27,6 +27,9 @@ type Identity struct {
 	Adopted bool `json:"adopted,omitempty"`
 	// Copied: the broker was not sealed, so it woke up as that of another node.
 	Copied bool `json:"copied,omitempty"`
+	// NoDocument: it became without one, and is alone with a secret that nobody
+	// else has until one comes.
+	NoDocument bool `json:"no_document,omitempty"`
 }
 
 type stampState string

@@ -50,7 +50,10 @@ type Node struct {
 	DocumentErr error
 	// noDocument is where one was looked for in vain, which is no error.
 	noDocument error
-	Instance   Instance
+	// late is the first document of a node that became without one: it is in
+	// force from the next become on.
+	late     *cloudinit.Config
+	Instance Instance
 	// Journal is nil until this machine became something.
 	Journal *Journal
 
@@ -125,8 +128,13 @@ func Open(root string, log *slog.Logger) (*Node, error) {
 // loadDocument prefers the user's document, and falls back to the last good one
 // of an instance that became with it.
 func (n *Node) loadDocument() (*cloudinit.Config, error) {
+	n.late = nil
 	given, err := cloudinit.Load(n.Platform.Root)
-	if err == nil {
+	switch {
+	case err != nil:
+	case n.lives() && n.Journal.Identity.NoDocument:
+		n.late = given
+	default:
 		if err = n.keepsForLife(given); err == nil {
 			return given, nil
 		}
@@ -150,14 +158,20 @@ func (n *Node) lastDocument() (*cloudinit.Config, error) {
 	return cloudinit.Parse(raw, documentFile)
 }
 
+// lives says that this is the instance that became, or that began to.
+func (n *Node) lives() bool {
+	if n.Journal == nil {
+		return false
+	}
+	how, _ := n.Journal.Instance.compare(n.Instance)
+	return how == same
+}
+
 // keepsForLife refuses a document that changes what an instance keeps for as long
 // as it lives, from when it began to become. To carry out a part would cut it off
 // from its mesh: Consul goes on with the gossip key and the token that it has.
 func (n *Node) keepsForLife(next *cloudinit.Config) error {
-	if n.Journal == nil {
-		return nil
-	}
-	if how, _ := n.Journal.Instance.compare(n.Instance); how != same {
+	if !n.lives() {
 		return nil // what it is now, and with which document, is decided first
 	}
 	was, err := n.lastDocument()

@@ -145,6 +145,9 @@ func (n *Node) conclude(before Status, errs []error) Status {
 		s.State, s.Why = Waiting, n.verdict+"; it goes on alone. The mesh is asked again when this node boots, when its document or version changes, and by `xivo-firstboot converge`"
 	case len(n.members) == 0 && !n.hasPeers:
 		s.State = Alone
+		if n.Identity().NoDocument {
+			s.Why = fmt.Sprintf("it was booted without a document; with one in the user data or %s, the next boot or `xivo-firstboot run` makes it a node of a mesh", documentHint)
+		}
 	case !n.Platform.Traits.Joinable:
 		s.State, s.Why = Waiting, fmt.Sprintf("XiVO %s cannot be joined to others: contacts and statuses are shared in another way from 18.04 on; take the peers out of the document", n.Platform.Version)
 	case len(n.members) > 0 && answered == len(n.members):

@@ -290,7 +290,22 @@ printf 'datasource_list: [NoCloud, None]\nnetwork: {config: disabled}\n' >/etc/c
 		if id := s.run(t, "cat /var/lib/cloud/data/instance-id"); id != "iid-datasource-none" {
 			t.Fatalf("the seed was detached, and cloud-init says %s", id)
 		}
-		s.is(t, "alone", "")
+		s.is(t, "alone", "booted without a document")
+	}) && t.Run("a boot with the document that it never had: it stays who it is, loses nothing, and has the mesh's token", func(t *testing.T) {
+		l := live{s.Machine, t}
+		const token = "cat /var/lib/consul/master_token"
+		stored, made := l.kv(""), s.run(t, token)
+		s.run(t, `umask 077; printf 'xivo:\n  version: 1\n  peers: []\n  secret: a sentence that only we know\n' >/etc/xivo-firstboot/config.yml`)
+		reboot(t, nothing)
+		if status, err := s.Status(t.Context()); err != nil || status.State != "alone" || status.Why != "" {
+			t.Errorf("it is %s (%s), %v", status.State, status.Why, err)
+		}
+		if s.run(t, token) == made {
+			t.Error("Consul's token is the one that was made up")
+		}
+		if diff := cmp.Diff(stored, l.kv("")); diff != "" {
+			t.Errorf("the KV (-before +after):\n%s", diff)
+		}
 	})
 	if id := s.uuid(t); ok && id != became {
 		t.Errorf("its UUID is %s, it was %s", id, became)
