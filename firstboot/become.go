@@ -36,7 +36,7 @@ func (n *Node) Decide(confirmed bool) (Action, string) {
 const (
 	consulReset = "become.consul-state"
 	// consulGone is stamped right before the first thing of Consul's state is
-	// removed: from then on only the export has the KV.
+	// removed, from when on only the export has the KV, and is done after the last.
 	consulGone = "become.consul-gone"
 )
 
@@ -56,13 +56,10 @@ func (n *Node) Begin(ctx context.Context, confirmed bool) (Action, string, error
 	}
 	switch action {
 	case Resume:
-		// Consul may have run since the become was cut off. If its state was
-		// there still, it holds more than the export; if not, it has begun anew as
-		// the original, and the KV is in the export.
-		if !n.Journal.begun(consulGone) {
-			if err := n.Journal.redo(BecomePhase.Name + "." + kvExport); err != nil {
-				return action, why, err
-			}
+		// Consul may have run since the become was cut off, and hold what the export
+		// does not.
+		if err := n.Journal.redo(BecomePhase.Name + "." + kvExport); err != nil {
+			return action, why, err
 		}
 		return action, why, n.Journal.redo(consulReset)
 	case Become, Adopt:
@@ -232,8 +229,9 @@ func (n *Node) export(export func(context.Context) error) Resource {
 	return resource{
 		diff: func(ctx context.Context) ([]string, error) {
 			diff, err := there.Diff(ctx)
-			emptied := n.Journal != nil && n.Journal.begun(consulGone) && !n.Journal.Finished(SettlePhase)
-			if diff != nil || err != nil || n.exported || emptied {
+			// Half of a state is no KV.
+			half := n.emptied() && !n.Journal.Done(consulGone)
+			if diff != nil || err != nil || n.exported || half {
 				return diff, err
 			}
 			// The seal emptied Consul: what it holds since is not the KV.
@@ -252,6 +250,12 @@ func (n *Node) export(export func(context.Context) error) Resource {
 		},
 		apply: export,
 	}
+}
+
+// emptied says that only the export has the KV: Consul's state went, or was
+// about to, and the KV is not back. What Consul holds now came after that.
+func (n *Node) emptied() bool {
+	return n.Journal != nil && n.Journal.begun(consulGone) && !n.Journal.Finished(SettlePhase)
 }
 
 // exported is the export's presence; export makes one.
@@ -359,11 +363,14 @@ func consulEmptied(_ context.Context, n *Node) (Resource, error) {
 				return err
 			}
 			if n.Journal != nil { // a seal has none
-				if err := n.Journal.stamp(consulGone, done); err != nil {
+				if err := n.Journal.stamp(consulGone, running); err != nil {
 					return err
 				}
 			}
-			return emptied.Apply(ctx)
+			if err := emptied.Apply(ctx); err != nil || n.Journal == nil {
+				return err
+			}
+			return n.Journal.stamp(consulGone, done)
 		},
 	}, nil
 }

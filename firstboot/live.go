@@ -9,6 +9,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/consul"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/platform"
 )
 
@@ -87,8 +88,8 @@ func (n *Node) Stay(ctx context.Context) error {
 
 // exportLive exports the KV while Consul runs and XiVO does not need to stop.
 func (n *Node) exportLive(ctx context.Context) error {
-	if n.Journal.begun(consulGone) {
-		return nil // what Consul holds now is not the original
+	if n.Journal.Finished(BecomePhase) {
+		return nil // Consul's state stays
 	}
 	// One that does not run is read by become, from its files.
 	if up, err := n.Platform.Init.Active(ctx, "consul"); err != nil || !up {
@@ -115,7 +116,8 @@ func (n *Node) exportKV(ctx context.Context) error {
 }
 
 // replaceExport puts an export in the place of an older one, which stays until
-// then: it may be all that there is.
+// then: it may be all that there is. Where it is, for sure, it is completed by
+// what was stored since.
 func (n *Node) replaceExport(export func(file string) error) error {
 	file := n.Platform.Path(exportFile)
 	beside := file + ".new"
@@ -126,5 +128,8 @@ func (n *Node) replaceExport(export func(file string) error) error {
 		return err
 	}
 	n.exported = true
+	if n.emptied() {
+		return errors.Join(consul.CompleteExport(file, beside), os.Remove(beside))
+	}
 	return os.Rename(beside, file)
 }

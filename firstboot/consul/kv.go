@@ -76,11 +76,58 @@ func (c *Client) Export(ctx context.Context, file string) (err error) {
 		return fmt.Errorf("the answer lacks key %q, which was just written: not everything may be read with this token", probeKey)
 	}
 
+	return doc.write(file)
+}
+
+// CompleteExport adds to an export the entries of a later one whose keys it does
+// not have. What it has stays as it is. The file is replaced at once, or not at
+// all.
+func CompleteExport(file, later string) error {
+	have, err := readExport(file)
+	if err != nil {
+		return fmt.Errorf("consul: complete the export %s: %w", file, err)
+	}
+	more, err := readExport(later)
+	if err != nil {
+		return fmt.Errorf("consul: complete the export %s with %s: %w", file, later, err)
+	}
+	known := map[string]bool{}
+	for _, e := range have.Entries {
+		known[e.Key] = true
+	}
+	for _, e := range more.Entries {
+		if !known[e.Key] {
+			have.Entries = append(have.Entries, e)
+		}
+	}
+	return have.write(file)
+}
+
+func (doc export) write(file string) error {
 	data, err := json.MarshalIndent(doc, "", " ")
 	if err != nil {
 		return err
 	}
 	return platform.WriteFile(file, append(data, '\n'), 0o600)
+}
+
+func readExport(file string) (doc export, err error) {
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return doc, err
+	}
+	d := json.NewDecoder(bytes.NewReader(data))
+	d.DisallowUnknownFields()
+	if err := d.Decode(&doc); err != nil {
+		return doc, fmt.Errorf("not a whole export (near byte %d)", d.InputOffset())
+	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return doc, errors.New("text after the export")
+	}
+	if doc.Format != exportFormat || doc.Entries == nil {
+		return doc, fmt.Errorf("not an export of format %d", exportFormat)
+	}
+	return doc, nil
 }
 
 func (c *Client) list(ctx context.Context) (pairs api.KVPairs, err error) {
@@ -173,23 +220,10 @@ func (r *Restore) missing(ctx context.Context) (todo []entry, total int, err err
 }
 
 func (r *Restore) read() ([]entry, error) {
-	data, err := os.ReadFile(r.file)
+	doc, err := readExport(r.file)
 	if err != nil {
 		return nil, err
 	}
-	d := json.NewDecoder(bytes.NewReader(data))
-	d.DisallowUnknownFields()
-	var doc export
-	if err := d.Decode(&doc); err != nil {
-		return nil, fmt.Errorf("not a whole export (near byte %d)", d.InputOffset())
-	}
-	if _, err := d.Token(); !errors.Is(err, io.EOF) {
-		return nil, errors.New("text after the export")
-	}
-	if doc.Format != exportFormat || doc.Entries == nil {
-		return nil, fmt.Errorf("not an export of format %d", exportFormat)
-	}
-
 	var wanted []entry
 	for _, e := range doc.Entries {
 		if !r.skipped(e.Key) {

@@ -2,10 +2,12 @@ package e2e
 
 import (
 	"context"
+	"encoding/base64"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -49,6 +51,17 @@ func (l live) kv(but string) string {
 	l.t.Helper()
 	return l.run(`curl -ksf -H "X-Consul-Token: $(cat /var/lib/consul/master_token)" "https://localhost:8500/v1/kv/?recurse" |
 python3 -c 'import json, sys; print("\n".join(sorted(e["Key"] + " " + str(e["Value"]) for e in json.load(sys.stdin) if not (sys.argv[1] and e["Key"].startswith(sys.argv[1])))))' '` + but + `'`)
+}
+
+// store puts a key into the KV of the Consul that runs, and returns what kv shows
+// then, if it showed stored before its state went.
+func (l live) store(stored, key, value string) string {
+	l.t.Helper()
+	l.run(`token=$(sed -n 's/.*"acl_master_token": "\(.*\)".*/\1/p' /etc/consul/xivo/interconnection.json)
+until curl -ksf -X PUT -H "X-Consul-Token: $token" -d '` + value + `' "https://localhost:8500/v1/kv/` + key + `"; do systemctl is-active consul; done`)
+	lines := append(strings.Split(stored, "\n"), key+" "+base64.StdEncoding.EncodeToString([]byte(value)))
+	slices.Sort(lines)
+	return strings.Join(lines, "\n")
 }
 
 // waitTelephony waits until phones work: XiVO's services and the brokers run,
@@ -130,6 +143,9 @@ func TestLive(t *testing.T) {
 			l.waitTelephony()
 		}) {
 			return
+		}
+		if tc.far == emptied {
+			stored = l.store(stored, "xivo/private/later", "a contact of the time without a KV")
 		}
 	}
 
