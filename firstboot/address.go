@@ -47,24 +47,7 @@ func others(ctx context.Context, peers []string) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
-	defer cancel()
-
-	// All at once: a name that no server answers for must not cost the others
-	// their time.
-	type answer struct {
-		addrs []netip.Addr
-		err   error
-	}
-	answers := make([]answer, len(peers))
-	var asked sync.WaitGroup
-	for i, peer := range peers {
-		asked.Go(func() {
-			answers[i].addrs, answers[i].err = net.DefaultResolver.LookupNetIP(ctx, "ip4", peer)
-		})
-	}
-	asked.Wait()
-
+	answers := lookup(ctx, peers)
 	var out []string
 	var errs []error
 	seen := map[netip.Addr]bool{}
@@ -84,6 +67,46 @@ func others(ctx context.Context, peers []string) ([]string, error) {
 		}
 	}
 	return out, errors.Join(errs...)
+}
+
+// resolved is what the resolver says of a name.
+type resolved struct {
+	addrs []netip.Addr
+	err   error
+}
+
+// lookup asks for the IPv4 addresses of names, 5 s at most and all at once: one
+// that no server answers for must not cost the others their time.
+func lookup(ctx context.Context, names []string) []resolved {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	answers := make([]resolved, len(names))
+	var asked sync.WaitGroup
+	for i, name := range names {
+		asked.Go(func() {
+			answers[i].addrs, answers[i].err = net.DefaultResolver.LookupNetIP(ctx, "ip4", name)
+		})
+	}
+	asked.Wait()
+	return answers
+}
+
+// leading returns, by address, which of the hosts that a person wrote lead there.
+// Where a name cannot be resolved now, it leads where it last did.
+func (n *Node) leading(ctx context.Context, hosts []string) map[string][]string {
+	if n.names == nil {
+		n.names = map[string][]netip.Addr{}
+	}
+	out := map[string][]string{}
+	for i, a := range lookup(ctx, hosts) {
+		if a.err == nil {
+			n.names[hosts[i]] = a.addrs
+		}
+		for _, addr := range n.names[hosts[i]] {
+			out[addr.Unmap().String()] = append(out[addr.Unmap().String()], hosts[i])
+		}
+	}
+	return out
 }
 
 // namesWait is how long the names of peers are waited for where they decide.

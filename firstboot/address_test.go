@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/xivo-mesh/packer-plugin-xivo/cloudinit"
 )
 
@@ -156,6 +158,29 @@ func TestPeersThatAreNotThisNode(t *testing.T) {
 						t.Errorf("%q, %v; want %q and an error with %q", got, err, c.want, c.says)
 					}
 				})
+			}
+		})
+	})
+}
+
+// What an operator wrote for another node is recognised by the machine that it
+// leads to, and a name server that falls silent changes nothing in that.
+func TestWhereTheHostsThatAPersonWroteLead(t *testing.T) {
+	t.Parallel()
+	t.Run("routed", func(t *testing.T) {
+		in(t, "routed", func(t *testing.T) {
+			n := &Node{}
+			for _, what := range []string{"they can be resolved", "they cannot any more"} {
+				t.Run(what, func(t *testing.T) {
+					got := n.leading(t.Context(), []string{"xivo-a", "nobody.invalid", "10.9.0.2", "xivo-both"})
+					want := map[string][]string{"10.9.0.2": {"xivo-a", "10.9.0.2"}, "10.9.0.1": {"xivo-both"}, "10.8.0.9": {"xivo-both"}}
+					if diff := cmp.Diff(want, got); diff != "" {
+						t.Errorf("(-want +got):\n%s", diff)
+					}
+				})
+				if err := os.WriteFile("/etc/hosts", nil, 0o644); err != nil {
+					t.Fatal(err)
+				}
 			}
 		})
 	})

@@ -26,24 +26,32 @@ func directories(ctx context.Context, n *Node) (Resource, error) {
 		VerifyCertificate: n.Config.Directory.VerifyCertificate,
 		CAFile:            n.Config.Directory.CAFile,
 	}
+	found, err := directory.Sources(ctx, db)
+	if err != nil {
+		return nil, err
+	}
+	var hosts []string
+	for _, f := range found {
+		if !f.Ours {
+			hosts = append(hosts, f.Address)
+		}
+	}
+	byHand := n.leading(ctx, hosts)
+
 	var rs all
 	wanted := map[string]bool{}
 	for _, m := range n.members {
 		wanted[directory.Name(m.UUID)] = true
 		o := options
 		o.Suspended = m.Suspended
-		rs = append(rs, directory.Source(db, directory.Peer{UUID: m.UUID, Host: m.Host, Address: m.Address},
+		rs = append(rs, directory.Source(db, directory.Peer{UUID: m.UUID, Host: m.Host, Address: m.Address, Known: byHand[m.Address]},
 			n.Credentials().Account(), n.Credentials().DirectoryPassword(), o))
-	}
-	found, err := directory.Sources(ctx, db)
-	if err != nil {
-		return nil, err
 	}
 	for _, f := range found {
 		switch {
 		case f.Ours && !wanted[f.Name]:
 			rs = append(rs, directory.NoSource(db, f.Name))
-		case !f.Ours && slices.ContainsFunc(n.members, func(m mesh.Member) bool { return m.Address == f.Address }):
+		case !f.Ours && slices.ContainsFunc(n.members, func(m mesh.Member) bool { return slices.Contains(byHand[m.Address], f.Address) }):
 			n.notice("the directory %s was made by hand for %s: it is left as it is, and not doubled", f.Name, f.Address)
 		}
 	}

@@ -34,10 +34,11 @@ func upstreams(ctx context.Context, n *Node) (Resource, error) {
 	// A second link to the same broker would bring every message twice.
 	byHand := map[string]string{}
 	for _, u := range found {
-		for _, host := range u.Hosts {
-			if !directory.Ours(u.Name) {
-				byHand[host] = u.Name
-			}
+		if directory.Ours(u.Name) {
+			continue
+		}
+		for address := range n.leading(ctx, u.Hosts) {
+			byHand[address] = u.Name
 		}
 	}
 	linked, err := b.Links(ctx)

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"net/netip"
 	"os"
 	"strings"
 	"time"
@@ -78,6 +79,8 @@ type Node struct {
 	// again since this process was started.
 	verdict string
 	asked   bool
+	// names are where the hosts that a person wrote led last.
+	names map[string][]netip.Addr
 	// firstPass is when the first pass of this boot was made.
 	firstPass time.Time
 	canary    *rabbitmq.Canary

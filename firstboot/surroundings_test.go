@@ -1,8 +1,12 @@
 package firstboot
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -121,6 +125,11 @@ func TestNotices(t *testing.T) {
 	n := aNode(t, "16.03", open(t, server.Postgres(t, schema.SQL("16.03"))))
 	n.members = []mesh.Member{{UUID: uuid.MustParse(peerUUID), Host: "xivo-a", Name: "xivo-a-607796fc", Address: "10.0.0.1", Version: "16.03"}}
 	n.Journal.Identity.Advertise = "127.0.0.1" // this machine has it
+	// No name server answers any more.
+	resolver := net.DefaultResolver
+	defer func() { net.DefaultResolver = resolver }()
+	net.DefaultResolver = &net.Resolver{PreferGo: true, Dial: func(context.Context, string, string) (net.Conn, error) { return nil, errors.New("silence") }}
+	n.names = map[string][]netip.Addr{"a.invalid": {netip.MustParseAddr("10.0.0.1")}, "c.invalid": {netip.MustParseAddr("10.0.0.3")}}
 	run := func(sql string) {
 		t.Helper()
 		if _, err := n.db.Exec(t.Context(), sql); err != nil {
@@ -129,6 +138,8 @@ func TestNotices(t *testing.T) {
 	}
 	for _, c := range []struct{ name, sql, want string }{
 		{"nothing to say", "SELECT 1", ""},
+		{"a directory made by hand for a machine that is no peer", `INSERT INTO directories (uri, dirtype, name, description) VALUES ('https://c.invalid:9486', 'xivo', 'sitec', '')`, ""},
+		{"a directory made by hand for a peer, by its name", `INSERT INTO directories (uri, dirtype, name, description) VALUES ('https://A.invalid:9486', 'xivo', 'named', '')`, "the directory named was made by hand for a.invalid"},
 		{"a directory made by hand for a peer", `INSERT INTO directories (uri, dirtype, name, description) VALUES ('https://10.0.0.1:9486', 'xivo', 'sitea', '')`, "the directory sitea was made by hand for 10.0.0.1"},
 		{"XiVO holds another machine's address", `INSERT INTO netiface (ifname, address, options) VALUES ('eth0', '192.0.2.7', '')`, "eth0 holds 192.0.2.7"},
 		{"context separation is on", `UPDATE ctimain SET context_separation = 1`, "context separation is on"},
@@ -143,6 +154,10 @@ func TestNotices(t *testing.T) {
 			got := strings.Join(n.conclude(Status{}, nil).Notices, "\n")
 			if !strings.Contains(got, c.want) || c.want == "" && got != "" {
 				t.Errorf("notices:\n%s\nwant %q", got, c.want)
+			}
+			byHand := strings.Contains(got, "made by hand")
+			if ours := ask[int](t, n.db, "SELECT count(*) FROM directories WHERE name LIKE 'xivomesh%'"); byHand && ours > 0 || !byHand && ours != 1 {
+				t.Errorf("%d sources of ours for the peer", ours)
 			}
 			if fmt.Sprint(n.Notices()) != fmt.Sprint(n.conclude(Status{}, nil).Notices) {
 				t.Error("plan and status tell different things")

@@ -284,9 +284,14 @@ func TestSequencesMayLagOrBeMissing(t *testing.T) {
 }
 
 func TestWhatAnOperatorMadeStaysAlone(t *testing.T) {
-	for _, uri := range []string{"https://10.0.0.1:9486", "https://10.0.0.1", "HTTPS://10.0.0.1:9486/", " https://10.0.0.1:9486 "} {
+	for uri, host := range map[string]string{
+		"https://10.0.0.1:9486": "10.0.0.1", "https://10.0.0.1": "10.0.0.1", "HTTPS://10.0.0.1:9486/": "10.0.0.1", " https://10.0.0.1:9486 ": "10.0.0.1",
+		"https://Xivo-A.example.com.:9486": "xivo-a.example.com",
+	} {
 		t.Run(uri, func(t *testing.T) {
 			conn := database(t, "16.03")
+			peerA := peerA
+			peerA.Known = []string{"a.example.com", "xivo-a.example.com"}
 			converge(t, source(conn, peerA)) // first ours, then his
 			exec(t, conn, `INSERT INTO directories (uri, dirtype, name, description, xivo_username, xivo_password) VALUES ($1, 'xivo', 'site-a', '', 'me', 'mine')`, uri)
 			exec(t, conn, `INSERT INTO ctidirectories (name, uri, match_direct, match_reverse) VALUES ('sitea', $1, '["lastname"]', '')`, uri)
@@ -300,7 +305,7 @@ func TestWhatAnOperatorMadeStaysAlone(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			want := []directory.Found{{Name: "sitea", Address: "10.0.0.1", Contexts: []string{"default"}}}
+			want := []directory.Found{{Name: "sitea", Address: host, Contexts: []string{"default"}}}
 			if diff := cmp.Diff(want, found, cmpopts.IgnoreFields(directory.Found{}, "Digest")); diff != "" {
 				t.Errorf("found (-want +got):\n%s", diff)
 			}

@@ -26,6 +26,8 @@ type Peer struct {
 	UUID    uuid.UUID
 	Host    string // shown to people
 	Address string // IPv4 or host name; xivo-dird can take nothing else
+	// Known are other hosts that lead there: an operator may have written one.
+	Known []string
 }
 
 // Options are what the user's document says about directories.
@@ -110,7 +112,7 @@ func (s *PeerSource) plan(t *tables) (plan, error) {
 	if err != nil {
 		return plan{}, err
 	}
-	if _, found := t.byHand(s.peer.Address); found {
+	if _, found := t.byHand(append([]string{s.peer.Address}, s.peer.Known...)...); found {
 		return removal(t, name), nil
 	}
 	local, err := t.local()

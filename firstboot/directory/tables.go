@@ -139,11 +139,15 @@ func (t *tables) local() (definition, error) {
 		"add one in the web interface (it is called internal in a fresh XiVO)")
 }
 
-// byHand returns the first source that an operator made for an address.
-func (t *tables) byHand(address string) (source, bool) {
-	want, _ := hostOf("https://" + address)
+// byHand returns the first source that an operator made for one of the hosts.
+func (t *tables) byHand(hosts ...string) (source, bool) {
+	wanted := map[string]bool{}
+	for _, h := range hosts {
+		host, _ := hostOf("https://" + h)
+		wanted[host] = true
+	}
 	for _, s := range t.sources {
-		if host, port := hostOf(s.URI); s.Kind == "xivo" && !Ours(s.Name) && host == want && port == confdPort {
+		if host, port := hostOf(s.URI); s.Kind == "xivo" && !Ours(s.Name) && wanted[host] && port == confdPort {
 			return s, true
 		}
 	}
