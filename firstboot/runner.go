@@ -118,8 +118,10 @@ func (n *Node) PlanNext(ctx context.Context) (*Phase, []Change, string, error) {
 		return nil, nil, why, err
 	}
 	switch action {
-	case LeaveAlone, Hold:
+	case Hold:
 		return nil, nil, why, nil
+	case LeaveAlone:
+		return nil, nil, why, n.DocumentErr
 	}
 	for _, p := range Phases() {
 		if p.Once && n.Journal.Finished(p) {
