@@ -91,7 +91,7 @@ func TestALeaderThatComesLateIsWaitedFor(t *testing.T) {
 	behind := free(t).https
 	run(t, p, fmt.Sprint("-https-port=", behind))
 	var old server.OldConsul
-	old.Leaderless.Store(30)
+	old.Leaderless.Store(100) // asked 5 times a second
 	oldConsul(t, p, behind, &old)
 	c := dial(t, p)
 	if old.Leaderless.Load() >= 0 {

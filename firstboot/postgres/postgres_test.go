@@ -157,10 +157,11 @@ func TestATableThatSomebodyElseHasLocked(t *testing.T) {
 			}
 		})
 	}
-	t.Run("never waits without end", func(t *testing.T) {
+	t.Run("waits for 30 s and more, and not without end", func(t *testing.T) {
 		var timeout string
-		if err := watcher.QueryRow(t.Context(), "SHOW statement_timeout").Scan(&timeout); err != nil || timeout == "0" {
-			t.Errorf("statement_timeout %q, %v", timeout, err)
+		err := watcher.QueryRow(t.Context(), "SHOW statement_timeout").Scan(&timeout)
+		if patience, bad := time.ParseDuration(timeout); err != nil || bad != nil || patience <= 30*time.Second || patience >= 45*time.Second {
+			t.Errorf("statement_timeout is %q, %v; a step has 45 s", timeout, err)
 		}
 	})
 }

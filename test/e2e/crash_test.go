@@ -31,10 +31,10 @@ var (
 
 const roundDeadline = 10 * time.Minute
 
-// TestCrash kills the first boot of an unsealed copy with SIGKILL, at every
-// boundary of its steps and at random instants, and starts it again each time.
-// In the end the machine is the same as after a first boot that nobody
-// disturbed.
+// TestCrash kills the first boot of an unsealed copy and that of a sealed image
+// with SIGKILL, at every boundary of their steps and at random instants, and
+// starts it again each time. In the end the machine is the same as after a first
+// boot that nobody disturbed.
 func TestCrash(t *testing.T) {
 	needsLab(t)
 	t.Parallel()
@@ -58,22 +58,29 @@ func TestCrash(t *testing.T) {
 		t.Fatal(err)
 	}
 
+	c.sealed = sealedCopy(t, c.lab, c.original)
+
 	start := time.Now()
-	undisturbed, _ := c.round(t, plan{})
-	if lost := c.stored.differences(undisturbed.only("KV ")); len(lost) > 0 {
-		t.Fatalf("the KV after a first boot that nobody disturbed:\n%s", strings.Join(lost, "\n"))
+	references := map[bool]endState{}
+	for _, sealed := range []bool{false, true} {
+		references[sealed], _ = c.round(t, plan{sealed: sealed})
+		if lost := c.stored.differences(references[sealed].only("KV ")); len(lost) > 0 {
+			t.Fatalf("the KV after a first boot that nobody disturbed (sealed: %t):\n%s", sealed, strings.Join(lost, "\n"))
+		}
 	}
+	things := len(references[false])
 	var all []kill
 	lost := 0
 	for len(all) < *kills {
 		p := c.next(*kills - len(all))
 		have, killed := c.round(t, p)
 		all = append(all, killed...)
+		undisturbed := references[p.sealed]
 		diff := undisturbed.differences(have)
 		lost += len(diff)
 		if len(diff) > 0 {
 			t.Errorf("after kills at\n  %s\nthis is not as without them:\n%s", join(killed), strings.Join(diff, "\n"))
-			t.Fatal("what did it: ", c.blame(t, undisturbed, p.at))
+			t.Fatal("what did it: ", c.blame(t, undisturbed, p))
 		}
 	}
 
@@ -84,21 +91,21 @@ func TestCrash(t *testing.T) {
 		}
 	}
 	t.Logf("%d kills in %d first boots, at least %d of them in the middle of a step; lost or different: %d of %d things (%d keys of the KV); seed %d; %s",
-		len(all), c.rounds-1, midStep, lost, len(undisturbed), len(c.stored), *seed, time.Since(start).Round(time.Second))
+		len(all), c.rounds-len(references), midStep, lost, things, len(c.stored), *seed, time.Since(start).Round(time.Second))
 }
 
 // blame halves what a round was killed at until it knows which kill it was.
-func (c *crash) blame(t *testing.T, undisturbed endState, at []string) string {
-	suspects := at
+func (c *crash) blame(t *testing.T, undisturbed endState, p plan) string {
+	suspects := p.at
 	for len(suspects) > 1 {
 		first, second := suspects[:len(suspects)/2], suspects[len(suspects)/2:]
-		have, _ := c.round(t, plan{at: first})
+		have, _ := c.round(t, plan{at: first, sealed: p.sealed})
 		if suspects = second; len(undisturbed.differences(have)) > 0 {
 			suspects = first
 		}
 	}
 	if len(suspects) == 1 {
-		have, _ := c.round(t, plan{at: suspects})
+		have, _ := c.round(t, plan{at: suspects, sealed: p.sealed})
 		if len(undisturbed.differences(have)) > 0 {
 			return suspects[0]
 		}
@@ -109,7 +116,8 @@ func (c *crash) blame(t *testing.T, undisturbed endState, at []string) string {
 // crash is what the rounds of a test share.
 type crash struct {
 	lab      *lab.Lab
-	original *lab.Machine // off; every round has a copy of its disk
+	original *lab.Machine // off; every round has a copy of its disk, or of that of
+	sealed   *lab.Machine // the image that was made of it
 	stored   endState     // what of the original's KV is to be there in the end
 	document []byte
 	random   *rand.Rand
@@ -118,6 +126,7 @@ type crash struct {
 
 // plan says how the program is killed in one first boot.
 type plan struct {
+	sealed      bool     // of the image, and not of the unsealed copy
 	at          []string // failpoints: at each of these, once
 	starts      int      // and so often, at most, in its first half second
 	misfortunes bool     // and what else may happen
@@ -154,9 +163,15 @@ func boundaries() []string {
 	return all
 }
 
-// next is the plan of the next round: first every boundary in turn, then as
-// many random instants, now and then a single kill.
+// next is the plan of the next round, of a copy and of the image in turn: first
+// every boundary, then as many random instants, now and then a single kill.
 func (c *crash) next(missing int) plan {
+	p := c.plan(missing)
+	p.sealed = c.rounds%2 == 1
+	return p
+}
+
+func (c *crash) plan(missing int) plan {
 	at := boundaries()
 	c.random.Shuffle(len(at), func(i, j int) { at[i], at[j] = at[j], at[i] })
 	instants := func(at []string) []string {
@@ -172,9 +187,9 @@ func (c *crash) next(missing int) plan {
 		return plan{at: []string{*only}}
 	case missing < len(at)/2:
 		// A step that has nothing to do has no Apply, so not all are come by.
-		n := missing
+		n := min(missing, (*kills+1)/2)
 		return plan{at: append(at[:n:n], instants(at[n:n+n/2])...), starts: 3, misfortunes: true}
-	case c.rounds == 1:
+	case c.rounds <= 3: // the first of each, after those that nobody disturbed
 		return plan{at: at}
 	case c.rounds%3 == 0:
 		return plan{at: at[:1], misfortunes: true}
@@ -187,11 +202,15 @@ func (c *crash) round(t *testing.T, p plan) (endState, []kill) {
 	t.Helper()
 	c.rounds++
 	ctx := deadline(t, roundDeadline)
+	original := c.original
+	if p.sealed {
+		original = c.sealed
+	}
 	m, err := c.lab.Start(ctx, lab.Node{
 		Name:     fmt.Sprintf("crash%d", c.rounds),
 		Address:  address(100 + c.rounds),
 		UserData: c.document,
-		Disk:     c.original,
+		Disk:     original,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -203,11 +222,13 @@ func (c *crash) round(t *testing.T, p plan) (endState, []kill) {
 	r.run("sh", "-c", `printf '%s\n' "$@" >/run/failpoints`, "sh", strings.Join(p.at, "\n"))
 
 	if p.misfortunes {
-		r.diskFull()
+		if !p.sealed { // which was exported by the seal
+			r.diskFull()
+		}
 		r.twoCopies()
 	}
 	// As a boot does; the daemons of the original are not enabled.
-	undisturbed := reflect.DeepEqual(p, plan{})
+	undisturbed := reflect.DeepEqual(p, plan{sealed: p.sealed})
 	if undisturbed {
 		r.asPlanned("become")
 	} else {
@@ -453,6 +474,30 @@ rabbitmq-plugins disable --offline rabbitmq_federation rabbitmq_management`)
 		t.Fatal(err)
 	}
 	return m, stored
+}
+
+// sealedCopy is the image that a bake would make of a machine. It is off, and the
+// watch is not enabled: the test makes the passes.
+func sealedCopy(t *testing.T, l *lab.Lab, original *lab.Machine) *lab.Machine {
+	t.Helper()
+	ctx := deadline(t, joinDeadline)
+	m, err := l.Start(ctx, lab.Node{Name: "image", Address: address(99), Disk: original})
+	if err == nil {
+		err = m.WaitRunning(ctx)
+	}
+	if err == nil {
+		err = seals(ctx, m)
+	}
+	if err == nil {
+		_, err = m.Run(ctx, "systemctl", "disable", "xivo-mesh")
+	}
+	if err == nil {
+		err = m.Poweroff(ctx)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
 }
 
 type kvEntry struct {

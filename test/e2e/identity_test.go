@@ -221,6 +221,17 @@ PGPASSWORD=proformatique psql -q -h localhost -U asterisk -c "DELETE FROM access
 		}
 	})
 
+	t.Run("another hardware only, and a person says that it is a copy", func(t *testing.T) {
+		before := s.uuid(t)
+		hardware(ours)
+		s.is(t, "waiting", "if this is a copy, run `xivo-firstboot run --confirm`")
+		s.run(t, "xivo-firstboot run --confirm && xivo-firstboot status --wait")
+		s.is(t, "alone", "")
+		if id := s.uuid(t); id == before || uuid.Validate(id) != nil {
+			t.Errorf("the copy's UUID is %q, it was %s", id, before)
+		}
+	})
+
 	t.Run("a second run changes nothing", func(t *testing.T) {
 		before := picture(t, s.Node)
 		s.run(t, "xivo-firstboot run")

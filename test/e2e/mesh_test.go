@@ -431,9 +431,11 @@ func picture(t *testing.T, n *scenario.Node) map[string]string {
 	t.Helper()
 	shown := map[string]string{}
 	for what, script := range map[string]string{
-		"database":  `PGPASSWORD=proformatique pg_dump --host=localhost --username=asterisk --data-only asterisk | grep -v -e '^\\' -e '^--'`,
-		"files":     `find /etc -xdev -type f -printf '%p %T@ %m %u:%g\n' | sort`,
-		"broker":    `curl -sf -u guest:guest http://127.0.0.1:15672/api/definitions`,
+		"database": `PGPASSWORD=proformatique pg_dump --host=localhost --username=asterisk --data-only asterisk | grep -v -e '^\\' -e '^--'`,
+		"files":    `find /etc /usr/share/xivo-certs /var/lib/xivo-auth-keys /var/lib/consul -xdev -type f ! -path '/var/lib/consul/*/*' -printf '%p %T@ %m %u:%g\n' | sort`,
+		"broker":   `curl -sf -u guest:guest http://127.0.0.1:15672/api/definitions`,
+		// An empty KV is a 404.
+		"KV":        `curl -ks -w '%{http_code}' -H "X-Consul-Token: $(cat /var/lib/consul/master_token)" "https://localhost:8500/v1/kv/?recurse"`,
 		"firewall":  `iptables-save | grep '^-'`,
 		"processes": `systemctl show --property=Id,MainPID,ActiveEnterTimestampMonotonic consul rabbitmq-server postgresql xivo-confd xivo-dird xivo-ctid xivo-mesh`,
 	} {

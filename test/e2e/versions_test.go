@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"context"
 	"flag"
 	"fmt"
 	"strings"
@@ -52,15 +53,8 @@ func clonesJoin(t *testing.T, version string) {
 		if out, err := golden.Run(t.Context(), "xivo-firstboot", "seal"); err == nil {
 			t.Fatalf("it passed its wizard, and was sealed without --allow-configured:\n%s", out)
 		}
-		for _, argv := range [][]string{
-			// The lab's seed is mounted where cloud-init's state is.
-			{"umount", "/var/lib/cloud/seed/nocloud"},
-			{"xivo-firstboot", "seal", "--allow-configured"},
-			{"xivo-firstboot", "seal", "--last"},
-		} {
-			if out, err := golden.Run(t.Context(), argv...); err != nil {
-				t.Fatalf("%v\n%s", err, out)
-			}
+		if err := seals(t.Context(), golden); err != nil {
+			t.Fatal(err)
 		}
 		if err := golden.Poweroff(deadline(t, proofDeadline)); err != nil {
 			t.Fatal(err)
@@ -114,6 +108,21 @@ func clonesJoin(t *testing.T, version string) {
 				}
 			}
 		}
+	})
+
+	part("what is missing of the other is planned as a pass then does it", func(t *testing.T) {
+		node := subject{nodes[0], t}
+		node.run(t, `systemctl stop xivo-mesh
+iptables -F XIVO-MESH
+curl -sf -u guest:guest -X DELETE http://127.0.0.1:15672/api/parameters/federation-upstream/%2F/xivomesh`+strings.ReplaceAll(uuids[1], "-", "")[:12]+`
+PGPASSWORD=proformatique psql -q -h localhost -U asterisk -c "DELETE FROM directories WHERE name LIKE 'xivomesh%'" asterisk`)
+		plan := node.run(t, "xivo-firstboot plan")
+		for _, step := range []string{"firewall", "upstreams", "directories", "dird"} {
+			if !strings.Contains(plan, "converge."+step+": ") {
+				t.Errorf("%s is not planned", step)
+			}
+		}
+		asPlanned(t, "converge", plan, node.run(t, "xivo-firstboot converge 2>&1; systemctl start xivo-mesh"))
 	})
 
 	part("each finds the other's user, and sees his status change", func(t *testing.T) {
@@ -270,4 +279,19 @@ true`, "holders", text)
 		t.Fatal(err)
 	}
 	return strings.TrimSpace(out)
+}
+
+// seals makes an image of a machine, but for switching it off.
+func seals(ctx context.Context, m *lab.Machine) error {
+	for _, argv := range [][]string{
+		// The lab's seed is mounted where cloud-init's state is.
+		{"umount", "/var/lib/cloud/seed/nocloud"},
+		{"xivo-firstboot", "seal", "--allow-configured"},
+		{"xivo-firstboot", "seal", "--last"},
+	} {
+		if _, err := m.Run(ctx, argv...); err != nil {
+			return err
+		}
+	}
+	return nil
 }
