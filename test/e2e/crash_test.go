@@ -481,7 +481,7 @@ rabbitmq-plugins disable --offline rabbitmq_federation rabbitmq_management`)
 func sealedCopy(t *testing.T, l *lab.Lab, original *lab.Machine) *lab.Machine {
 	t.Helper()
 	ctx := deadline(t, joinDeadline)
-	m, err := l.Start(ctx, lab.Node{Name: "image", Address: address(99), Disk: original})
+	m, err := l.Start(ctx, lab.Node{Name: "sealed", Address: address(99), Disk: original})
 	if err == nil {
 		err = m.WaitRunning(ctx)
 	}

@@ -34,8 +34,9 @@ const (
 	bridge = "lab0"
 	// top is where everything of the lab is in its sandbox: a tmpfs, so what
 	// the machines write is gone with it.
-	top       = "/run/lab"
-	imageRoot = top + "/image"
+	top = "/run/lab"
+	// Beside the machines' folders; no machine has a name with a dot in front.
+	imageRoot = top + "/.image"
 )
 
 // Lab is a set of machines on one image.
@@ -75,7 +76,7 @@ func New(ctx context.Context, image string, layers ...string) (_ *Lab, err error
 	if err := os.MkdirAll(l.sandbox.Path(imageRoot), 0o755); err != nil {
 		return nil, err
 	}
-	mount := []string{"mount", "--bind", image, imageRoot}
+	mount := []string{"mount", "--bind", "-o", "ro", image, imageRoot}
 	if !info.IsDir() {
 		offset, err := firstPartition(image)
 		if err != nil {
