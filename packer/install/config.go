@@ -33,7 +33,7 @@ type Config struct {
 	// The install script's path on the mirror. Defaults to `/xivo_install.sh`, or
 	// `/fai/xivo-migration/wazo_install.sh` for Wazo.
 	ScriptPath string `mapstructure:"script_path"`
-	// How often apt tries again to fetch a file. Defaults to 3.
+	// How often apt tries again to fetch a file. Defaults to 3, also for 0.
 	AptRetries int `mapstructure:"apt_retries"`
 	// Take Debian's packages from archive.debian.org: /etc/apt/sources.list is
 	// pointed at it wherever it names another host of debian.org, and apt accepts

@@ -60,7 +60,8 @@ type Config struct {
 	Network string `mapstructure:"network"`
 	// A folder of this host that keeps the packages that apt downloads in the
 	// machine, for the next build. It is made when it is missing. Nothing of it
-	// goes into the image. By default, nothing is kept.
+	// goes into the image, and `apt-get clean` in the machine empties it. By
+	// default, nothing is kept.
 	AptCache string `mapstructure:"apt_cache"`
 	// How long the machine may take to boot. Defaults to `5m`.
 	BootTimeout time.Duration `mapstructure:"boot_timeout"`

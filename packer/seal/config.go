@@ -46,6 +46,16 @@ type Config struct {
 	ctx interpolate.Context
 }
 
+// manifestFile is where the manifest goes. A folder may be one that the builder
+// makes, which is not there before the build.
+func (c *Config) manifestFile() string {
+	name := c.ManifestFile
+	if st, err := os.Stat(name); name == "" || strings.HasSuffix(name, "/") || err == nil && st.IsDir() {
+		return filepath.Join(name, c.defaultManifestFile())
+	}
+	return name
+}
+
 // defaultManifestFile tells the sources of one build apart.
 func (c *Config) defaultManifestFile() string {
 	name := "xivo-seal-manifest"
@@ -68,9 +78,6 @@ func (c *Config) Prepare(raws ...any) error {
 	if err != nil {
 		return err
 	}
-	if c.ManifestFile == "" {
-		c.ManifestFile = c.defaultManifestFile()
-	}
 
 	var errs *packersdk.MultiError
 	fail := func(format string, args ...any) {
@@ -90,9 +97,6 @@ func (c *Config) Prepare(raws ...any) error {
 		if !operationName.MatchString(name) {
 			fail("%q is not the name of an operation: see xivo-firstboot seal --list", name)
 		}
-	}
-	if st, err := os.Stat(c.ManifestFile); err == nil && st.IsDir() {
-		c.ManifestFile = filepath.Join(c.ManifestFile, c.defaultManifestFile())
 	}
 	if errs != nil && len(errs.Errors) > 0 {
 		return errs

@@ -57,10 +57,11 @@ func (p *Provisioner) Provision(ctx context.Context, ui packersdk.Ui, comm packe
 		return fmt.Errorf("xivo-seal: %w (the machine is not sealed: make no image of it)", err)
 	}
 	// Before the next command: that one removes the keys of this connection.
-	if err := p.fetchManifest(ctx, m); err != nil {
+	manifest := p.config.manifestFile()
+	if err := p.fetchManifest(ctx, m, manifest); err != nil {
 		return fmt.Errorf("xivo-seal: bring the manifest home: %w", err)
 	}
-	ui.Say("The manifest of the seal is in " + p.config.ManifestFile)
+	ui.Say("The manifest of the seal is in " + manifest)
 	if err := m.Run(ctx, p.sealCommand("--last")...); err != nil {
 		return fmt.Errorf("xivo-seal: %w (the machine still has the keys of this build: make no image of it)", err)
 	}
@@ -103,25 +104,24 @@ func (p *Provisioner) binary(ctx context.Context, m *remote.Machine) ([]byte, er
 	if p.config.FirstbootBinary != "" {
 		return os.ReadFile(p.config.FirstbootBinary)
 	}
-	machine, err := m.Output(ctx, "uname", "-m")
+	// Not `uname -m`: the kernel of a bake may be another one than that of a clone.
+	machine, err := m.Output(ctx, "dpkg", "--print-architecture")
 	if err != nil {
 		return nil, err
 	}
 	arch, ok := architectures[strings.TrimSpace(machine)]
 	if !ok {
-		return nil, fmt.Errorf("the machine is a %q, which is unknown here: set firstboot_binary", strings.TrimSpace(machine))
+		return nil, fmt.Errorf("the machine's Debian is a %q, which is unknown here: set firstboot_binary", strings.TrimSpace(machine))
 	}
 	return embedded.Firstboot(arch)
 }
 
-// architectures maps what `uname -m` says to what Go says.
-var architectures = map[string]string{
-	"x86_64": "amd64", "i386": "386", "i486": "386", "i586": "386", "i686": "386", "aarch64": "arm64",
-}
+// architectures maps what Debian calls them to what Go does.
+var architectures = map[string]string{"amd64": "amd64", "i386": "386", "arm64": "arm64"}
 
 // fetchManifest downloads the manifest, which root alone may read in the
 // machine. Nothing is left of an attempt that fails.
-func (p *Provisioner) fetchManifest(ctx context.Context, m *remote.Machine) error {
+func (p *Provisioner) fetchManifest(ctx context.Context, m *remote.Machine, to string) error {
 	from := manifestPath
 	if m.Sudo {
 		from = manifestCopy
@@ -141,8 +141,8 @@ func (p *Provisioner) fetchManifest(ctx context.Context, m *remote.Machine) erro
 	if !json.Valid(manifest.Bytes()) {
 		return fmt.Errorf("%s is no JSON (%d bytes)", manifestPath, manifest.Len())
 	}
-	if err := os.MkdirAll(filepath.Dir(p.config.ManifestFile), 0o755); err != nil {
+	if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
 		return err
 	}
-	return os.WriteFile(p.config.ManifestFile, manifest.Bytes(), 0o644)
+	return os.WriteFile(to, manifest.Bytes(), 0o644)
 }

@@ -146,8 +146,12 @@ func TestProvision(t *testing.T) {
 
 func TestProvisionShowsTheList(t *testing.T) {
 	var p Provisioner
-	dir := t.TempDir()
+	dir := filepath.Join(t.TempDir(), "output-xivo")
 	if err := p.Prepare(map[string]any{"firstboot_binary": "provisioner.go", "manifest_file": dir}); err != nil {
+		t.Fatal(err)
+	}
+	// The builder makes it later.
+	if err := os.Mkdir(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	var shown bytes.Buffer
@@ -164,17 +168,20 @@ func TestProvisionShowsTheList(t *testing.T) {
 }
 
 func TestCarriedBinary(t *testing.T) {
-	for uname, want := range map[string]string{
-		"x86_64": "for amd64", "i686": "for 386", "aarch64": "for arm64", "riscv64": `"riscv64", which is unknown`,
+	for debian, want := range map[string]string{
+		"amd64": "for amd64", "i386": "for 386", "arm64": "for arm64", "riscv64": `"riscv64", which is unknown`,
 	} {
 		var p Provisioner
-		m := &machine{says: map[string]string{"uname -m": uname + "\n"}}
+		m := &machine{says: map[string]string{
+			"dpkg --print-architecture": debian + "\n",
+			"uname -m":                  "x86_64\n", // of the host, where the machine is a container
+		}}
 		binary, err := p.binary(t.Context(), &remote.Machine{Communicator: m, UI: packersdk.TestUi(t)})
 		if len(binary) > 0 && err == nil {
 			continue // this test was built with it
 		}
 		if err == nil || !strings.Contains(err.Error(), want) && !strings.Contains(err.Error(), "not "+want) {
-			t.Errorf("%s: got %v, want %q", uname, err, want)
+			t.Errorf("%s: got %v, want %q", debian, err, want)
 		}
 	}
 }
@@ -211,8 +218,8 @@ func TestConfig(t *testing.T) {
 		{"qemu", "a/b", "xivo-seal-manifest-qemu.a-b.json"},
 	} {
 		var c Config
-		if err := c.Prepare(settings{"firstboot_binary": binary, "packer_builder_type": tc.builder, "packer_build_name": tc.name}); err != nil || c.ManifestFile != tc.want {
-			t.Errorf("%s.%s: got %q, %v; want %q", tc.builder, tc.name, c.ManifestFile, err, tc.want)
+		if err := c.Prepare(settings{"firstboot_binary": binary, "packer_builder_type": tc.builder, "packer_build_name": tc.name}); err != nil || c.manifestFile() != tc.want {
+			t.Errorf("%s.%s: got %q, %v; want %q", tc.builder, tc.name, c.manifestFile(), err, tc.want)
 		}
 	}
 }

@@ -34,7 +34,7 @@ variable "source_checksum" {
 variable "disk_size" {
   type        = string
   default     = null
-  description = "For example 20G. By default as the source."
+  description = "For example 20G; the partitions stay as they are. By default as the source."
 }
 
 variable "accelerator" {
