@@ -97,6 +97,10 @@ install -d -m 700 /var/lib/xivo-firstboot; echo '{"format": 1, "entries": []}' >
 			"uuid-files", "/etc/default/xivo"},
 		{"the old UUID in the service manager", `systemctl set-environment XIVO_UUID=$old`,
 			"uuid-manager", "XIVO_UUID"},
+		{"a machine id of D-Bus", `install -d /var/lib/dbus; rm -f /var/lib/dbus/machine-id; cat /proc/sys/kernel/random/uuid | tr -d - >/var/lib/dbus/machine-id`,
+			"machine-id", "/var/lib/dbus/machine-id"},
+		{"Consul's mesh configuration", `echo '{}' >/etc/consul/xivo/interconnection.json`,
+			"consul-config", "/etc/consul/xivo/interconnection.json"},
 		{"a machine id", `cat /proc/sys/kernel/random/uuid | tr -d - >/etc/machine-id`,
 			"machine-id", "/etc/machine-id"},
 		{"an upstream in the broker", `curl -sfu guest:guest -X PUT -H 'Content-Type: application/json' -d '{"value": {"uri": "amqp://10.0.0.9"}}' http://127.0.0.1:15672/api/parameters/federation-upstream/%2f/xivomesh0123456789ab`,
@@ -148,6 +152,21 @@ systemctl start rabbitmq-server
 			}
 		})
 	}
+
+	t.Run("what is disabled stays, and the manifest says so", func(t *testing.T) {
+		run(t, `echo 0033123456789 >/var/log/kern.log.11; echo secret >/root/.bash_history
+xivo-firstboot seal --allow-configured --disable logs
+test -e /var/log/kern.log.11; ! test -e /root/.bash_history`)
+		var manifest seal.Manifest
+		if err := json.Unmarshal([]byte(run(t, "cat /var/lib/xivo-firstboot/seal.json")), &manifest); err != nil {
+			t.Fatal(err)
+		}
+		for _, op := range manifest.Operations {
+			if op.Disabled != (op.Name == "logs") {
+				t.Errorf("%s is disabled: %t", op.Name, op.Disabled)
+			}
+		}
+	})
 
 	t.Run("what cannot be taken out fails the seal", func(t *testing.T) {
 		run(t, `echo key >/root/.ssh/authorized_keys; mount --bind /root/.ssh/authorized_keys /root/.ssh/authorized_keys`)
