@@ -92,26 +92,10 @@ func (c *Config) Prepare(raws ...any) error {
 	if err := config.Decode(c, &config.DecodeOpts{PluginType: "xivo.user-data"}, raws...); err != nil {
 		return err
 	}
-	if c.Secret != "" && c.Secret != unknown {
-		packersdk.LogSecretFilter.Set(c.Secret, inYAML(c.Secret))
-	}
 	if _, err := c.document(); err != nil && !c.isUnknown() {
 		return err
 	}
 	return nil
-}
-
-// inYAML is the text as the document has it, between its quotes if there are any.
-func inYAML(s string) string {
-	out, err := yaml.Marshal(s)
-	if err != nil {
-		panic(err) // impossible: a text
-	}
-	scalar := strings.TrimSpace(string(out))
-	if strings.ContainsAny(scalar[:1], `'"`) {
-		scalar = scalar[1 : len(scalar)-1]
-	}
-	return scalar
 }
 
 func (c *Config) isUnknown() bool {

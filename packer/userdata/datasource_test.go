@@ -4,14 +4,12 @@ import (
 	"flag"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/hashicorp/hcl/v2/hcldec"
 	"github.com/hashicorp/hcl/v2/hclparse"
-	packersdk "github.com/hashicorp/packer-plugin-sdk/packer"
 	"github.com/zclconf/go-cty/cty"
 
 	"github.com/xivo-mesh/packer-plugin-xivo/cloudinit"
@@ -149,32 +147,5 @@ func TestWhatIsNotKnownYetIsCheckedLater(t *testing.T) {
 	}
 	if _, err := d.Execute(); err == nil || !strings.Contains(err.Error(), "secret: has 9 characters") {
 		t.Errorf("got %v", err)
-	}
-}
-
-func TestSecretsAreFilteredFromLogs(t *testing.T) {
-	for name, secret := range map[string]string{
-		"as it is":              "a sentence {{ that }} only we know",
-		"in single quotes":      "it's a: secret phrase",
-		"ending in a quote":     "a: secret phrase'",
-		"in double quotes":      "a secret with\u00a0another space",
-		"quoted without a need": "no: quotes in it",
-	} {
-		for _, writeFiles := range []string{"false", "true"} {
-			t.Run(name+", write_files="+writeFiles, func(t *testing.T) {
-				var d Datasource
-				if err := d.Configure(decode(t, "peers = []\nwrite_files = "+writeFiles+"\nsecret = "+strconv.Quote(secret))); err != nil {
-					t.Fatal(err)
-				}
-				out, err := d.Execute()
-				if err != nil {
-					t.Fatal(err)
-				}
-				logged := packersdk.LogSecretFilter.FilterString("as written: " + secret + "\n" + out.GetAttr("user_data").AsString())
-				if strings.Count(logged, "<sensitive>") != 2 {
-					t.Errorf("the secret is told:\n%s", logged)
-				}
-			})
-		}
 	}
 }

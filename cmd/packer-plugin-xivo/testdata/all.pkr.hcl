@@ -18,9 +18,15 @@ variable "output_directory" {
   default = "output"
 }
 
+variable "secret" {
+  type      = string
+  default   = "the secret of the test"
+  sensitive = true
+}
+
 data "xivo-user-data" "mesh" {
   peers  = ["192.168.1.21"]
-  secret = "the secret of the test"
+  secret = var.secret
 }
 
 source "xivo-nspawn" "bake" {
@@ -47,6 +53,10 @@ build {
 
 build {
   sources = ["source.null.seed"]
+
+  provisioner "shell-local" {
+    inline = ["cat <<'END'\n${data.xivo-user-data.mesh.user_data}\nEND"]
+  }
 
   post-processor "xivo-seed" {
     output_directory = var.output_directory
