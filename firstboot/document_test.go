@@ -96,15 +96,7 @@ func TestTheFirstDocumentOfANodeThatBecameWithoutOne(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			p := &platform.Platform{Root: t.TempDir()}
-			write := func(name, text string) {
-				t.Helper()
-				if err := os.MkdirAll(filepath.Dir(p.Path(name)), 0o700); err != nil {
-					t.Fatal(err)
-				}
-				if err := os.WriteFile(p.Path(name), []byte(text), 0o600); err != nil {
-					t.Fatal(err)
-				}
-			}
+			write := func(name, text string) { put(t, &Node{Platform: p}, name, text) }
 			write(platform.VersionFile, "16.03")
 			write("/var/lib/cloud/data/instance-id", tc.instance)
 			made := cloudinit.Alone()
