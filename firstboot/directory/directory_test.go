@@ -166,6 +166,41 @@ func TestOnEverySchema(t *testing.T) {
 	}
 }
 
+// An upgrade adds columns at the end, and leaves what was there: 16.13's links the
+// definitions to their sources, 17.x's gives each account a UUID.
+func TestOnAnUpgradedDatabase(t *testing.T) {
+	conn := database(t, "16.12")
+	for _, sql := range []string{
+		`ALTER TABLE ctidirectories ADD COLUMN directory_id integer REFERENCES directories (id) ON DELETE CASCADE`,
+		`UPDATE ctidirectories SET directory_id = d.id FROM directories d WHERE d.uri = ctidirectories.uri`,
+		`ALTER TABLE ctidirectories DROP COLUMN uri`,
+		`ALTER TABLE directories ADD COLUMN dird_tenant varchar(255), ADD COLUMN dird_phonebook varchar(255)`,
+		`ALTER TABLE accesswebservice ADD COLUMN uuid varchar(38) NOT NULL DEFAULT gen_random_uuid() UNIQUE`,
+	} {
+		exec(t, conn, sql)
+	}
+	local := text(t, conn, "SELECT directories FROM cticontexts WHERE name = 'default'")
+
+	converge(t, directory.Account(conn, &platform.Platform{}, account, password))
+	converge(t, source(conn, peerA))
+	converge(t, source(conn, peerB))
+	want := nameB + ` https://10.0.0.2:9486 ` + account + ` ["firstname","lastname"]` + "\n" +
+		nameA + ` https://10.0.0.1:9486 ` + account + ` ["firstname","lastname"]`
+	if diff := cmp.Diff(want, joined(t, conn, "16.13")); diff != "" {
+		t.Errorf("sources (-want +got):\n%s", diff)
+	}
+	if got, want := text(t, conn, "SELECT directories FROM cticontexts WHERE name = 'default'"), local+","+nameA+","+nameB; got != want {
+		t.Errorf("context default lists %q, want %q", got, want)
+	}
+
+	for _, name := range []string{nameA, nameB} {
+		converge(t, directory.NoSource(conn, name))
+	}
+	if got := text(t, conn, "SELECT directories FROM cticontexts WHERE name = 'default'"); got != local {
+		t.Errorf("context default lists %q once they are gone, want %q", got, local)
+	}
+}
+
 func TestAccountOnAnUpgradedDatabase(t *testing.T) {
 	conn := database(t, "15.20")
 	exec(t, conn, `ALTER TABLE accesswebservice DROP COLUMN obj`)
