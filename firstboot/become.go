@@ -24,10 +24,11 @@ import (
 // Decide says what becomes of this node's identity, and why.
 func (n *Node) Decide(confirmed bool) (Action, string) {
 	return Decide(Found{
-		Sealed:    n.sealed(),
-		Journal:   n.Journal,
-		Instance:  n.Instance,
-		Document:  n.Config,
+		Sealed:   n.sealed(),
+		Journal:  n.Journal,
+		Instance: n.Instance,
+		Document: n.Config,
+		// Another process may have taken it since it was read.
 		Late:      n.late != nil && n.Identity().NoDocument,
 		Confirmed: confirmed,
 	})

@@ -32,15 +32,17 @@ func upstreams(ctx context.Context, n *Node) (Resource, error) {
 		return nil, err
 	}
 	// A second link to the same broker would bring every message twice.
-	byHand := map[string]string{}
+	var hosts []string
+	upstreamOf := map[string]string{}
 	for _, u := range found {
 		if directory.Ours(u.Name) {
 			continue
 		}
-		for address := range n.leading(ctx, u.Hosts) {
-			byHand[address] = u.Name
+		for _, host := range u.Hosts {
+			hosts, upstreamOf[host] = append(hosts, host), u.Name
 		}
 	}
+	byHand := n.leading(ctx, hosts)
 	linked, err := b.Links(ctx)
 	if err != nil {
 		return nil, err
@@ -48,8 +50,8 @@ func upstreams(ctx context.Context, n *Node) (Resource, error) {
 	var rs all
 	wanted := map[string]bool{}
 	for _, m := range links.Upstreams {
-		if name := byHand[m.Address]; name != "" {
-			n.notice("the upstream %s was made by hand for %s (%s): it is left as it is, and not doubled", name, m.Host, m.Address)
+		if hosts := byHand[m.Address]; len(hosts) > 0 {
+			n.notice("the upstream %s was made by hand for %s (%s): it is left as it is, and not doubled", upstreamOf[hosts[0]], m.Host, m.Address)
 			continue
 		}
 		u := rabbitmq.Upstream{

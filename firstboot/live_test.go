@@ -29,10 +29,7 @@ type services struct {
 
 func (s *services) Active(context.Context, string) (bool, error) { return s.up, nil }
 
-const (
-	raftFile   = platform.ConsulDataDir + "/raft/raft.db"
-	exportStep = "become." + kvExport
-)
+const raftFile = platform.ConsulDataDir + "/raft/raft.db"
 
 // cutOff is a node whose become was cut off, with an export of the KV.
 func cutOff(t *testing.T) *Node {

@@ -116,8 +116,8 @@ func (c *crash) blame(t *testing.T, undisturbed endState, p plan) string {
 // crash is what the rounds of a test share.
 type crash struct {
 	lab      *lab.Lab
-	original *lab.Machine // off; every round has a copy of its disk, or of that of
-	sealed   *lab.Machine // the image that was made of it
+	original *lab.Machine // off; every round has a copy of its disk, or of the next one's
+	sealed   *lab.Machine // off too: the image that was made of it
 	stored   endState     // what of the original's KV is to be there in the end
 	document []byte
 	random   *rand.Rand
@@ -186,7 +186,8 @@ func (c *crash) plan(missing int) plan {
 	case *only != "":
 		return plan{at: []string{*only}}
 	case missing < len(at)/2:
-		// A step that has nothing to do has no Apply, so not all are come by.
+		// A step that has nothing to do has no Apply, so not all are come by. Few
+		// kills are shared by the copy and the image.
 		n := min(missing, (*kills+1)/2)
 		return plan{at: append(at[:n:n], instants(at[n:n+n/2])...), starts: 3, misfortunes: true}
 	case c.rounds <= 3: // the first of each, after those that nobody disturbed

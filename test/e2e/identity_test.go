@@ -306,7 +306,7 @@ printf 'datasource_list: [NoCloud, None]\nnetwork: {config: disabled}\n' >/etc/c
 		l := live{s.Machine, t}
 		const token = "cat /var/lib/consul/master_token"
 		stored, made := l.kv(""), s.run(t, token)
-		s.run(t, `umask 077; printf 'xivo:\n  version: 1\n  peers: []\n  secret: a sentence that only we know\n' >/etc/xivo-firstboot/config.yml`)
+		l.document("auto")
 		reboot(t, nothing)
 		if status, err := s.Status(t.Context()); err != nil || status.State != "alone" || status.Why != "" {
 			t.Errorf("it is %s (%s), %v", status.State, status.Why, err)
