@@ -8,7 +8,8 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/xivo-mesh/packer-plugin-xivo/firstboot"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/converge"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/node"
 )
 
 func (c *cli) convergeCommand() *cobra.Command {
@@ -23,7 +24,7 @@ func (c *cli) convergeCommand() *cobra.Command {
 				return err
 			}
 			defer func() { n.Close() }()
-			if why := n.Waits(cmd.Context()); why != "" {
+			if why := converge.Waits(cmd.Context(), n); why != "" {
 				c.log.Info("converge: waiting", "why", why)
 				if !watch {
 					return exitError{exitWaiting, nil}
@@ -33,9 +34,10 @@ func (c *cli) convergeCommand() *cobra.Command {
 				}
 			}
 			if watch {
-				var last firstboot.State
-				return n.Watch(cmd.Context(), func(s firstboot.Status, _ []firstboot.Change) {
-					if s.State != last {
+				n.Progress = changesOnly(n.Progress)
+				var last converge.State
+				return converge.Watch(cmd.Context(), n, func(r converge.Result) {
+					if s := r.Status; s.State != last {
 						c.log.Info("state: "+string(s.State), "why", s.Why, "peers", peerList(s))
 						last = s.State
 					}
@@ -46,9 +48,11 @@ func (c *cli) convergeCommand() *cobra.Command {
 			}
 			ctx, cancel := context.WithTimeout(cmd.Context(), passTime)
 			defer cancel()
-			status, changes, err := n.Converge(ctx)
-			c.report(status, changes)
-			return passError(status, err)
+			var m converge.Memory
+			defer m.Close()
+			result, err := converge.Converge(ctx, n, &m)
+			c.report(result)
+			return passError(result.Status, err)
 		},
 	}
 	cmd.Flags().BoolVar(&watch, "watch", false, "go on until stopped; newcomers are taken in within seconds")
@@ -61,10 +65,10 @@ const passTime = 3 * time.Minute
 
 // waitUntilReady looks again and again at a node that waits, until it does not
 // or ctx ends. To end instead would be to be started again, without end.
-func (c *cli) waitUntilReady(ctx context.Context, n *firstboot.Node) (*firstboot.Node, error) {
+func (c *cli) waitUntilReady(ctx context.Context, n *node.Node) (*node.Node, error) {
 	again := time.NewTicker(5 * time.Second)
 	defer again.Stop()
-	for n.Waits(ctx) != "" {
+	for converge.Waits(ctx, n) != "" {
 		select {
 		case <-ctx.Done():
 			return n, exitError{exitDone, nil}
@@ -81,23 +85,24 @@ func (c *cli) waitUntilReady(ctx context.Context, n *firstboot.Node) (*firstboot
 }
 
 // report prints what a pass changed, and where it left the node.
-func (c *cli) report(s firstboot.Status, changes []firstboot.Change) {
+func (c *cli) report(r converge.Result) {
 	steps := map[string]bool{}
-	for _, change := range changes {
-		steps[change.Step] = true
+	for _, e := range r.Report.Changed() {
+		steps[e.ID()] = true
 	}
-	if len(changes) == 0 {
+	if len(steps) == 0 {
 		fmt.Fprintln(c.out, "nothing to change")
 	} else {
 		fmt.Fprintf(c.out, "changed: %d steps\n", len(steps))
 	}
+	s := r.Status
 	for _, notice := range s.Notices {
 		fmt.Fprintln(c.out, "notice:", notice)
 	}
 	fmt.Fprintln(c.out, "state:", s.State, s.Why)
 }
 
-func peerList(s firstboot.Status) string {
+func peerList(s converge.Status) string {
 	var names []string
 	for _, p := range s.Peers {
 		names = append(names, p.Host)
@@ -107,7 +112,7 @@ func peerList(s firstboot.Status) string {
 
 // passError is the exit of a pass: a node that is joining has errors, and is
 // joining all the same.
-func passError(s firstboot.Status, err error) error {
+func passError(s converge.Status, err error) error {
 	if state := stateError(s); state != nil {
 		return exitError{exitWaiting, err}
 	}
@@ -115,9 +120,9 @@ func passError(s firstboot.Status, err error) error {
 }
 
 // stateError maps a state that is not an end to its exit code.
-func stateError(s firstboot.Status) error {
+func stateError(s converge.Status) error {
 	switch s.State {
-	case firstboot.Joining, firstboot.Waiting:
+	case converge.Joining, converge.Waiting:
 		return exitError{exitWaiting, nil}
 	}
 	return nil

@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/converge"
 )
 
 func (c *cli) doctorCommand() *cobra.Command {
@@ -16,8 +17,8 @@ func (c *cli) doctorCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "doctor",
 		Short: "Look at everything that makes this node one of its mesh; change nothing",
-		Long: "One line for each thing that is looked at: ok, warn (works, or mends itself) or fail, with what was found and\n" +
-			"what to do. Services that are down are told as such, and are no reason to stop looking. Exit code 1 when\n" +
+		Long: "One line for each thing that is looked at: ok, warn (works, or mends itself), fail, or skip (it does not concern\n" +
+			"this node), with what was found and what to do. Services that are down are told as such, and are no reason to stop looking. Exit code 1 when\n" +
 			"anything fails.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -29,8 +30,8 @@ func (c *cli) doctorCommand() *cobra.Command {
 			}
 			defer n.Close()
 			failed := 0
-			n.Examine(ctx, func(f firstboot.Finding) {
-				if f.Level == firstboot.Fail {
+			firstboot.Examine(ctx, n, func(f converge.Finding) {
+				if f.Level == converge.Fail {
 					failed++
 				}
 				if asJSON {

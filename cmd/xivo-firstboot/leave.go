@@ -8,7 +8,8 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/xivo-mesh/packer-plugin-xivo/firstboot"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/converge"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/node"
 )
 
 // leaveTime is how long a goodbye may take: Consul is restarted.
@@ -26,14 +27,14 @@ func (c *cli) leaveCommand() *cobra.Command {
 			"For a node that died and cannot leave, use `xivo-firstboot forget` on any other.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return c.asMember(cmd.Context(), func(ctx context.Context, n *firstboot.Node) error {
-				goodbye := n.Leave
+			return c.asMember(cmd.Context(), func(ctx context.Context, n *node.Node) error {
+				change := converge.Leave
 				if undo {
-					goodbye = n.ComeBack
+					change = converge.ComeBack
 				}
-				status, changes, err := goodbye(ctx)
-				c.report(status, changes)
-				return passError(status, err)
+				result, err := change(ctx, n)
+				c.report(result)
+				return passError(result.Status, err)
 			})
 		},
 	}
@@ -51,30 +52,30 @@ func (c *cli) forgetCommand() *cobra.Command {
 			"`xivo-firstboot leave` there. Should a forgotten node come back, it stays out until `leave --undo` on it.",
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return c.asMember(cmd.Context(), func(ctx context.Context, n *firstboot.Node) error {
-				m, status, changes, err := n.Forget(ctx, args[0])
-				if errors.Is(err, firstboot.ErrNoMember) {
+			return c.asMember(cmd.Context(), func(ctx context.Context, n *node.Node) error {
+				m, result, err := converge.Forget(ctx, n, args[0])
+				if errors.Is(err, converge.ErrNoMember) {
 					return exitError{exitUsage, err}
 				}
-				if status.State == "" {
+				if result.Status.State == "" {
 					return err
 				}
 				fmt.Fprintln(c.out, "forgotten:", m)
-				c.report(status, changes)
-				return passError(status, err)
+				c.report(result)
+				return passError(result.Status, err)
 			})
 		},
 	}
 }
 
 // asMember does something that only a node of a mesh can do, under its lock.
-func (c *cli) asMember(ctx context.Context, do func(context.Context, *firstboot.Node) error) error {
+func (c *cli) asMember(ctx context.Context, do func(context.Context, *node.Node) error) error {
 	n, err := c.open()
 	if err != nil {
 		return err
 	}
 	defer n.Close()
-	if why := n.Waits(ctx); why != "" {
+	if why := converge.Waits(ctx, n); why != "" {
 		return exitError{exitWaiting, errors.New("this is no node of a mesh now: " + why)}
 	}
 	if err := n.LockWait(ctx); err != nil {

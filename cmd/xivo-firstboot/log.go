@@ -10,7 +10,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/xivo-mesh/packer-plugin-xivo/firstboot"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/engine"
 )
 
 // newLogger writes JSON under systemd, and plain lines for a person.
@@ -21,17 +21,30 @@ func newLogger(w io.Writer) *slog.Logger {
 	return slog.New(&lineHandler{w: w})
 }
 
-// progress logs each step as `phase n/N name (took)`, and what it changed.
-func progress(log *slog.Logger) firstboot.Progress {
-	return func(e firstboot.Event) {
+// progress logs each step as `phase n/N name (took)`, and what it changed, or why
+// it was skipped.
+func progress(log *slog.Logger) engine.Progress {
+	return func(e engine.Event) {
 		took := e.Took.Round(time.Millisecond)
 		switch {
+		case e.Skipped != "":
+			log.Info(fmt.Sprintf("%s %d/%d %s: skipped", e.Phase, e.N, e.Of, e.Step), "because", e.Skipped)
 		case e.Err != nil:
 			log.Error(fmt.Sprintf("%s %d/%d %s (%s)", e.Phase, e.N, e.Of, e.Step, took), "error", e.Err)
 		case len(e.Changes) > 0:
 			log.Info(fmt.Sprintf("%s %d/%d %s (%s)", e.Phase, e.N, e.Of, e.Step, took), "changed", strings.Join(e.Changes, "; "))
 		default:
 			log.Debug(fmt.Sprintf("%s %d/%d %s (%s)", e.Phase, e.N, e.Of, e.Step, took))
+		}
+	}
+}
+
+// changesOnly is progress without the steps that were skipped: of passes that are
+// repeated again and again.
+func changesOnly(p engine.Progress) engine.Progress {
+	return func(e engine.Event) {
+		if e.Skipped == "" {
+			p(e)
 		}
 	}
 }

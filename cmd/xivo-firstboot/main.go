@@ -14,7 +14,9 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/xivo-mesh/packer-plugin-xivo/cloudinit"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/node"
 )
 
 // version is set by the linker.
@@ -70,7 +72,7 @@ func run(ctx context.Context, args []string, io stdio) int {
 		return exit.code
 	}
 	fmt.Fprintln(io.err, "xivo-firstboot:", err)
-	if errors.Is(err, firstboot.ErrBusy) {
+	if errors.Is(err, node.ErrBusy) {
 		return exitWaiting // who has the lock may do what we would
 	}
 	return exitFailed
@@ -118,12 +120,19 @@ func longHelp() string {
 	return s + "\nExit codes: 0 done, 1 failed, 2 bad document or usage, 3 joining or waiting."
 }
 
-// open finds out what this machine is, with progress on standard error.
-func (c *cli) open() (*firstboot.Node, error) {
-	n, err := firstboot.Open(c.root, c.log)
-	if err != nil {
-		return nil, err
+// machine is the server that the command works on, with progress on standard error.
+func (c *cli) machine() firstboot.Machine {
+	return firstboot.Machine{Root: c.root, Log: c.log, Progress: progress(c.log)}
+}
+
+// open finds out what it is.
+func (c *cli) open() (*node.Node, error) { return c.machine().Open() }
+
+// asExit gives the error of a bad document its exit code.
+func asExit(err error) error {
+	var invalid *cloudinit.InvalidError
+	if errors.As(err, &invalid) {
+		return exitError{exitUsage, err}
 	}
-	n.Progress = progress(c.log)
-	return n, nil
+	return err
 }

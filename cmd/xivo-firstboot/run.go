@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/node"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/platform"
 )
 
@@ -36,18 +37,16 @@ func (c *cli) runCommand() *cobra.Command {
 				return err
 			}
 			defer func() { n.Close() }()
-			if n.DocumentErr != nil {
-				return asExit(n.DocumentErr)
+			if err := n.Document.Err; err != nil {
+				return asExit(err)
 			}
 			action, why := n.Decide(confirm)
 			c.log.Info("run: "+string(action), "why", why)
 			switch action {
-			case firstboot.LeaveAlone, firstboot.Hold:
+			case node.LeaveAlone, node.Hold:
 				return exitError{exitWaiting, errors.New(why)}
 			}
-			// A copy's journal has settled too, as the original.
-			interrupts := action != firstboot.Unchanged || !n.Settled()
-			if interrupts && !guarded {
+			if firstboot.WillInterrupt(n, action) && !guarded {
 				return c.runGuarded(cmd.Context(), n, confirm)
 			}
 			return c.runHere(cmd.Context(), n, confirm)
@@ -65,7 +64,7 @@ const runUnit = "xivo-firstboot-run.service"
 // runGuarded hands the work to somebody whom no lost terminal ends, and who
 // starts XiVO after it even if it was killed: `xivo-service stop` leaves SIP
 // closed until the next start.
-func (c *cli) runGuarded(ctx context.Context, n *firstboot.Node, confirm bool) error {
+func (c *cli) runGuarded(ctx context.Context, n *node.Node, confirm bool) error {
 	program, err := os.Executable()
 	if err != nil {
 		return err
@@ -92,30 +91,23 @@ func (c *cli) runGuarded(ctx context.Context, n *firstboot.Node, confirm bool) e
 	return err
 }
 
-func (c *cli) runHere(ctx context.Context, n *firstboot.Node, confirm bool) error {
+func (c *cli) runHere(ctx context.Context, n *node.Node, confirm bool) error {
 	// What reads our output may be gone; that must not end us.
 	signal.Ignore(syscall.SIGPIPE)
 	ctx, cancel := context.WithTimeout(ctx, 15*time.Minute)
 	defer cancel()
-	if err := n.LockWait(ctx); err != nil {
-		return err
+	ran, err := firstboot.Run(ctx, n, confirm)
+	if ran.Interrupted {
+		fmt.Fprintf(c.out, "telephony was down for %s\n", ran.Down.Round(time.Second))
 	}
-	if _, _, err := n.Begin(ctx, confirm); err != nil {
+	if ran.Waits != "" {
+		return exitError{exitWaiting, errors.Join(errors.New(ran.Waits), err)}
+	}
+	if ran.Pass.Status.State == "" {
 		return asExit(err)
 	}
-	if !n.Settled() {
-		_, down, err := n.Live(ctx)
-		fmt.Fprintf(c.out, "telephony was down for %s\n", down.Round(time.Second))
-		if err != nil {
-			return err
-		}
-	}
-	if why := n.Waits(ctx); why != "" {
-		return exitError{exitWaiting, errors.Join(errors.New(why), n.Stay(ctx))}
-	}
-	status, changes, err := n.Converge(ctx)
-	c.report(status, changes)
-	return errors.Join(n.Stay(ctx), passError(status, err))
+	c.report(ran.Pass)
+	return passError(ran.Pass.Status, err)
 }
 
 func (c *cli) planCommand() *cobra.Command {
@@ -133,26 +125,43 @@ func (c *cli) planCommand() *cobra.Command {
 				return err
 			}
 			defer n.Close()
-			phase, changes, why, err := n.PlanNext(ctx)
-			for _, change := range changes {
-				for _, line := range change.Diff {
-					fmt.Fprintf(c.out, "%s: %s\n", change.Step, line)
-				}
-			}
+			planned, err := firstboot.Plan(ctx, n)
+			c.printPlan(planned)
 			switch {
 			case err != nil:
 				return asExit(err)
-			case phase == nil:
-				return exitError{exitWaiting, errors.New(why)}
-			case phase.Once:
-				c.log.Info("then the phases after "+phase.Name, "why", why)
-			case len(changes) == 0:
-				fmt.Fprintln(c.out, "nothing to change")
-			}
-			for _, notice := range n.Notices() {
-				fmt.Fprintln(c.out, "notice:", notice)
+			case planned.Phase == "":
+				return exitError{exitWaiting, errors.New(planned.Why)}
+			case planned.Once:
+				c.log.Info("then the phases after "+planned.Phase, "why", planned.Why)
 			}
 			return nil
 		},
+	}
+}
+
+// printPlan prints what differs, a line each, and then what does not concern this
+// server.
+func (c *cli) printPlan(p firstboot.Planned) {
+	differs := false
+	for _, e := range p.Report {
+		if e.Follows != "" {
+			fmt.Fprintf(c.out, "%s: follows from %s\n", e.ID(), e.Follows)
+		}
+		for _, line := range e.Changes {
+			fmt.Fprintf(c.out, "%s: %s\n", e.ID(), line)
+		}
+		differs = differs || e.Follows != "" || len(e.Changes) > 0
+	}
+	if p.Phase != "" && !differs {
+		fmt.Fprintln(c.out, "nothing to change")
+	}
+	for _, e := range p.Report {
+		if e.Skipped != "" {
+			fmt.Fprintf(c.out, "skipped: %s, because %s\n", e.ID(), e.Skipped)
+		}
+	}
+	for _, notice := range p.Notices {
+		fmt.Fprintln(c.out, "notice:", notice)
 	}
 }

@@ -8,12 +8,12 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/xivo-mesh/packer-plugin-xivo/firstboot"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/sealing"
 )
 
 func (c *cli) sealCommand() *cobra.Command {
 	var list, last bool
-	o := firstboot.SealOptions{Version: version}
+	o := sealing.Options{Version: version}
 	cmd := &cobra.Command{
 		Use:   "seal",
 		Short: "Take every identity out of this machine, before an image is made of it",
@@ -37,9 +37,9 @@ func (c *cli) sealCommand() *cobra.Command {
 				return err
 			}
 			if last {
-				return n.SealLast(ctx, o)
+				return sealing.Last(ctx, n, o)
 			}
-			m, err := n.Seal(ctx, o)
+			m, err := sealing.Seal(ctx, n, o)
 			if err != nil {
 				return err
 			}
@@ -58,7 +58,7 @@ func (c *cli) sealCommand() *cobra.Command {
 
 func (c *cli) listOperations() error {
 	w := tabwriter.NewWriter(c.out, 0, 0, 2, ' ', 0)
-	for _, op := range append(firstboot.SealOperations(), firstboot.LastOperations()...) {
+	for _, op := range sealing.AllOperations() {
 		fmt.Fprintf(w, "%s\t%s\t%s\n", op.Name, op.Text, op.Counterpart)
 	}
 	return w.Flush()

@@ -9,7 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/xivo-mesh/packer-plugin-xivo/firstboot"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/converge"
 )
 
 func (c *cli) statusCommand() *cobra.Command {
@@ -52,16 +52,16 @@ func (c *cli) statusCommand() *cobra.Command {
 	return cmd
 }
 
-func (c *cli) readStatus(ctx context.Context) (firstboot.Status, error) {
+func (c *cli) readStatus(ctx context.Context) (converge.Status, error) {
 	n, err := c.open()
 	if err != nil {
-		return firstboot.Status{}, err
+		return converge.Status{}, err
 	}
 	defer n.Close()
-	return n.ReadStatus(ctx)
+	return converge.ReadStatus(ctx, n)
 }
 
-func (c *cli) printStatus(s firstboot.Status, asJSON bool) error {
+func (c *cli) printStatus(s converge.Status, asJSON bool) error {
 	if asJSON {
 		e := json.NewEncoder(c.out)
 		e.SetIndent("", "  ")

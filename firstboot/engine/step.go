@@ -109,6 +109,7 @@ func (p Phase[S]) Check() error {
 type Summary struct {
 	Name  string
 	Text  string
+	Once  bool
 	Steps []StepSummary
 }
 
@@ -117,7 +118,7 @@ type StepSummary struct{ Name, Text string }
 
 // Summary tells the phase's steps, in order.
 func (p Phase[S]) Summary() Summary {
-	out := Summary{Name: p.Name, Text: p.Text}
+	out := Summary{Name: p.Name, Text: p.Text, Once: p.Once}
 	for _, s := range p.Steps {
 		out.Steps = append(out.Steps, StepSummary{s.Name, s.Text})
 	}

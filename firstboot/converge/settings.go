@@ -1,0 +1,46 @@
+package converge
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/directory"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/identity"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/node"
+)
+
+// settings looks at what of this machine and of XiVO is right or wrong for a mesh,
+// and not ours to change.
+func settings(ctx context.Context, n *node.Node) (notices []string, err error) {
+	local, err := node.LocalAddresses()
+	if err != nil {
+		return nil, err
+	}
+	notices = addressMoved(n.Identity().Advertise, local)
+	db, err := n.Servers.DB(ctx)
+	if err != nil {
+		return notices, err
+	}
+	foreign, err := identity.ForeignAddresses(ctx, db, n.Platform, func(a netip.Addr) bool { return local[a] != "" })
+	if err != nil {
+		return notices, err
+	}
+	notices = append(notices, foreign...)
+	if !n.Platform.Traits.Joinable {
+		return notices, nil
+	}
+	separated, err := directory.ContextSeparation(ctx, db)
+	if separated {
+		notices = append(notices, "XiVO's context separation is on: of the other nodes, a user finds only those whose context has the name of his own")
+	}
+	return notices, err
+}
+
+// addressMoved tells of a node whose address is no interface's any more.
+func addressMoved(own string, local map[netip.Addr]string) []string {
+	if a, err := netip.ParseAddr(own); err == nil && local[a] != "" {
+		return nil
+	}
+	return []string{fmt.Sprintf("this node's address %s is on no interface of this machine, so no other node reaches it: give it back, or boot another node with the new one and let this one leave", own)}
+}

@@ -1,0 +1,188 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/xivo-mesh/packer-plugin-xivo/cloudinit"
+)
+
+// elsewhere is an address of the documentation range: nothing is ever sent to
+// it, it only asks the kernel for the default route.
+const elsewhere = "192.0.2.1"
+
+// LocalAddresses returns the IPv4 addresses of this machine's interfaces.
+func LocalAddresses() (map[netip.Addr]string, error) {
+	interfaces, err := net.Interfaces()
+	if err != nil {
+		return nil, err
+	}
+	out := map[netip.Addr]string{}
+	for _, i := range interfaces {
+		addrs, err := i.Addrs()
+		if err != nil {
+			return nil, err
+		}
+		for _, a := range addrs {
+			if p, err := netip.ParsePrefix(a.String()); err == nil && p.Addr().Is4() {
+				out[p.Addr()] = i.Name
+			}
+		}
+	}
+	return out, nil
+}
+
+// OtherAddresses resolves the document's peers, IPv4 addresses or host names, and
+// returns the addresses of those that are not this node, each once. A peer that
+// cannot be resolved is in the error; the others are returned.
+func OtherAddresses(ctx context.Context, peers []string) ([]string, error) {
+	local, err := LocalAddresses()
+	if err != nil {
+		return nil, err
+	}
+	answers := lookup(ctx, peers)
+	var out []string
+	var errs []error
+	seen := map[netip.Addr]bool{}
+	for i, peer := range peers {
+		addrs, err := answers[i].addrs, answers[i].err
+		if err != nil {
+			errs = append(errs, fmt.Errorf("peer %s: %w", peer, err))
+			continue
+		}
+		// Debian resolves a machine's own name to 127.0.1.1, beside others or not.
+		if slices.ContainsFunc(addrs, func(a netip.Addr) bool { return local[a.Unmap()] != "" || a.IsLoopback() }) {
+			continue
+		}
+		if a := addrs[0].Unmap(); !seen[a] {
+			seen[a] = true
+			out = append(out, a.String())
+		}
+	}
+	return out, errors.Join(errs...)
+}
+
+// resolved is what the resolver says of a name.
+type resolved struct {
+	addrs []netip.Addr
+	err   error
+}
+
+// lookup asks for the IPv4 addresses of names, 5 s at most and all at once: one
+// that no server answers for must not cost the others their time.
+func lookup(ctx context.Context, names []string) []resolved {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	answers := make([]resolved, len(names))
+	var asked sync.WaitGroup
+	for i, name := range names {
+		asked.Go(func() {
+			answers[i].addrs, answers[i].err = net.DefaultResolver.LookupNetIP(ctx, "ip4", name)
+		})
+	}
+	asked.Wait()
+	return answers
+}
+
+// Hosts remembers where host names that a person wrote led last.
+type Hosts map[string][]netip.Addr
+
+// ByAddress returns, by IPv4 address, which of the hosts lead there. Where a name
+// cannot be resolved now, it leads where it last did.
+func (known Hosts) ByAddress(ctx context.Context, hosts []string) map[string][]string {
+	out := map[string][]string{}
+	for i, a := range lookup(ctx, hosts) {
+		if a.err == nil {
+			known[hosts[i]] = a.addrs
+		}
+		for _, addr := range known[hosts[i]] {
+			out[addr.Unmap().String()] = append(out[addr.Unmap().String()], hosts[i])
+		}
+	}
+	return out
+}
+
+// namesWait is how long the names of peers are waited for where they decide.
+const namesWait = time.Minute
+
+// Advertise decides the IPv4 address at which the others reach this node, as the
+// document says: its own, that of an interface, or the one from which the kernel
+// reaches the peers. An address that no interface of this machine has is refused.
+func Advertise(ctx context.Context, c *cloudinit.Config) (string, error) {
+	local, err := LocalAddresses()
+	if err != nil {
+		return "", err
+	}
+	switch want := c.Advertise; {
+	case want.Interface != "":
+		for _, a := range slices.SortedFunc(maps.Keys(local), netip.Addr.Compare) {
+			if local[a] == want.Interface && !a.IsLoopback() {
+				return a.String(), nil
+			}
+		}
+		return "", fmt.Errorf("advertise: interface %s has no IPv4 address; this machine has %s", want.Interface, list(local))
+	case want.Address != "":
+		a, err := netip.ParseAddr(want.Address)
+		if err != nil || local[a] == "" || a.IsLoopback() {
+			return "", fmt.Errorf("advertise: %s is not an address of this machine that others can reach; it has %s", want.Address, list(local))
+		}
+		return want.Address, nil
+	}
+
+	var usable []string
+	for a := range local {
+		if a.IsGlobalUnicast() {
+			usable = append(usable, a.String())
+		}
+	}
+	peers, err := OtherAddresses(ctx, c.Peers)
+	// It keeps the address for life: a server for names that is late must not
+	// decide it.
+	for end := time.Now().Add(namesWait); err != nil && len(peers) == 0 && len(usable) > 1; peers, err = OtherAddresses(ctx, c.Peers) {
+		select {
+		case <-ctx.Done():
+		case <-time.After(time.Second):
+			if time.Now().Before(end) {
+				continue
+			}
+		}
+		return "", fmt.Errorf("advertise: no name among the peers can be resolved (%w), so nothing tells which of its addresses this machine has for them: %s; mend that, or set `advertise` to one", err, list(local))
+	}
+	for _, to := range append(peers, elsewhere) {
+		// Connecting a UDP socket sends nothing: the kernel picks the route.
+		conn, err := net.Dial("udp4", net.JoinHostPort(to, "9"))
+		if err != nil {
+			continue
+		}
+		conn.Close()
+		if a := conn.LocalAddr().(*net.UDPAddr).AddrPort().Addr(); !a.IsLoopback() {
+			return a.Unmap().String(), nil
+		}
+	}
+	if len(usable) == 1 {
+		return usable[0], nil
+	}
+	return "", fmt.Errorf("advertise: no route tells at which address the others reach this machine, which has %s: set `advertise` to one", list(local))
+}
+
+// list shows addresses to a person.
+func list(local map[netip.Addr]string) string {
+	var out []string
+	for _, a := range slices.SortedFunc(maps.Keys(local), netip.Addr.Compare) {
+		if !a.IsLoopback() {
+			out = append(out, fmt.Sprintf("%s (%s)", a, local[a]))
+		}
+	}
+	if len(out) == 0 {
+		return "none"
+	}
+	return strings.Join(out, ", ")
+}

@@ -1,0 +1,98 @@
+package node
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"time"
+
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/files"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/platform"
+)
+
+// Files of ours below platform.StateDir. All are root's alone.
+const (
+	journalFile  = platform.StateDir + "/journal.json"
+	DocumentFile = platform.StateDir + "/document.yml"
+	LockFile     = platform.StateDir + "/lock"
+	ManifestFile = platform.StateDir + "/seal.json"
+	MembersFile  = platform.StateDir + "/members.json"
+	// MembershipFile is there when this node left, and when it came back.
+	MembershipFile = platform.StateDir + "/membership.json"
+	StatusFile     = platform.StateDir + "/status.json"
+	MarksFile      = platform.StateDir + "/marks.json"
+)
+
+// ReadState reads one of our JSON files; a missing one leaves v as it is. A
+// damaged one is an error that names it.
+func (n *Node) ReadState(file string, v any) error {
+	raw, err := os.ReadFile(n.Platform.Path(file))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(raw, v); err != nil {
+		return fmt.Errorf("%s is damaged: %w", file, err)
+	}
+	return nil
+}
+
+// WriteState writes one, which is on the disk when it returns.
+func (n *Node) WriteState(file string, v any) error { return writeJSON(n.Platform.Path(file), v) }
+
+func writeJSON(name string, v any) error {
+	raw, err := json.MarshalIndent(v, "", "  ")
+	if err != nil {
+		return err
+	}
+	return files.WriteFile(name, append(raw, '\n'), files.Private())
+}
+
+// MakeStateDir makes the folder of these files, for root alone.
+func (n *Node) MakeStateDir() error { return os.MkdirAll(n.Platform.Path(platform.StateDir), 0o700) }
+
+// ForgetMesh drops what the node of a copied journal knew of its mesh.
+func (n *Node) ForgetMesh() error {
+	for _, name := range []string{MembersFile, MembershipFile, StatusFile, MarksFile} {
+		if err := os.Remove(n.Platform.Path(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+// Converged says whether this instance has ended a pass of converge.
+func (n *Node) Converged() bool {
+	_, err := os.Stat(n.Platform.Path(StatusFile))
+	return err == nil
+}
+
+// Membership is this node's coming and going.
+type Membership struct {
+	// Registered is when this node came into its mesh: when it became, or when it
+	// came back.
+	Registered time.Time `json:"registered"`
+	// Left are the addresses of the members that it left.
+	Left []string `json:"left,omitempty"`
+}
+
+// Membership reads it. A node that never left registered when it became.
+func (n *Node) Membership() (Membership, error) {
+	m := Membership{}
+	if n.Journal != nil {
+		m.Registered = n.Journal.Steps[Become].At
+	}
+	return m, n.ReadState(MembershipFile, &m)
+}
+
+func (n *Node) registered() time.Time {
+	m, err := n.Membership()
+	if err != nil {
+		n.Log.Warn("when this node came back is not known", "error", err)
+	}
+	return m.Registered
+}
