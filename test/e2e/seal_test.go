@@ -7,7 +7,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/seal"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/manifest"
 )
 
 // TestSeal seals a machine, puts one thing after the other back that a bake may
@@ -28,7 +28,7 @@ func TestSeal(t *testing.T) {
 	sealed := func(t *testing.T) map[string][]string {
 		t.Helper()
 		run(t, "xivo-firstboot seal --allow-configured; xivo-firstboot seal --last")
-		var manifest seal.Manifest
+		var manifest manifest.Manifest
 		if err := json.Unmarshal([]byte(run(t, "cat /var/lib/xivo-firstboot/seal.json")), &manifest); err != nil {
 			t.Fatal(err)
 		}
@@ -157,7 +157,7 @@ systemctl start rabbitmq-server
 		run(t, `echo 0033123456789 >/var/log/kern.log.11; echo secret >/root/.bash_history
 xivo-firstboot seal --allow-configured --disable logs
 test -e /var/log/kern.log.11; ! test -e /root/.bash_history`)
-		var manifest seal.Manifest
+		var manifest manifest.Manifest
 		if err := json.Unmarshal([]byte(run(t, "cat /var/lib/xivo-firstboot/seal.json")), &manifest); err != nil {
 			t.Fatal(err)
 		}
