@@ -7,7 +7,6 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -56,36 +55,81 @@ func (p pkg) ours() []string {
 	return out
 }
 
-func TestImportRules(t *testing.T) {
-	all := packages(t)
+// floors are the packages of firstboot from the top. A package imports those of
+// floors below its own, and no sister: nothing else, and no arrow runs back up.
+var floors = [][]string{
+	{"firstboot"},
+	{"firstboot/become", "firstboot/converge", "firstboot/sealing"},
+	{"firstboot/node"},
+	{"firstboot/kvexport"},
+	// What wraps one dependency each; mesh is pure.
+	{"firstboot/consul", "firstboot/rabbitmq", "firstboot/directory", "firstboot/ctid", "firstboot/identity", "firstboot/firewall", "firstboot/mesh"},
+	{"firstboot/postgres"},
+	{"firstboot/platform"},
+	{"firstboot/files", "firstboot/secret", "firstboot/manifest"},
+	{"firstboot/engine"},
+}
 
+// floorOf is the number of a package's floor, from the top.
+func floorOf(name string) (int, bool) {
+	i := slices.IndexFunc(floors, func(floor []string) bool { return slices.Contains(floor, name) })
+	return i, i >= 0
+}
+
+func isTestHelp(name string) bool { return name == "firstboot/node/nodetest" }
+
+func TestArrowsOnlyGoDown(t *testing.T) {
+	all := packages(t)
 	for name, p := range all {
-		switch {
-		case path.Dir(name) == "firstboot":
-			// One dependency each: what they share is platform, secret and postgres.
-			for _, i := range p.ours() {
-				if !slices.Contains([]string{"firstboot/platform", "firstboot/secret", "firstboot/postgres"}, i) {
-					t.Errorf("%s imports its sister %s", name, i)
+		if !strings.HasPrefix(name, "firstboot") || isTestHelp(name) {
+			continue
+		}
+		floor, known := floorOf(name)
+		if !known {
+			t.Errorf("%s is on no floor: say in this test what may import it", name)
+			continue
+		}
+		for _, i := range p.ours() {
+			if i == "cloudinit" {
+				// The user's document, and the files of an image: for those who know the
+				// order of things.
+				if below, _ := floorOf("firstboot/node"); floor > below {
+					t.Errorf("%s imports cloudinit", name)
 				}
-				if name == "firstboot/platform" || name == "firstboot/secret" {
-					t.Errorf("%s imports %s; it may import nothing of ours", name, i)
-				}
+				continue
 			}
-		case strings.HasPrefix(name, "test/standin"):
-			for _, i := range p.ours() {
+			if other, known := floorOf(i); !known || other <= floor {
+				t.Errorf("%s imports %s, which is not below it", name, i)
+			}
+		}
+	}
+	for _, floor := range floors {
+		for _, name := range floor {
+			if _, ok := all[name]; !ok {
+				t.Errorf("%s is on a floor, and is no package", name)
+			}
+		}
+	}
+}
+
+func TestWhoMayImportWhom(t *testing.T) {
+	for name, p := range packages(t) {
+		for _, i := range p.ours() {
+			switch {
+			case strings.HasPrefix(name, "test/standin"):
 				if !strings.HasPrefix(i, "test/standin") {
 					t.Errorf("the stand-ins share %s with what they test", i)
 				}
-			}
-		case strings.HasPrefix(name, "test/"):
-		default:
-			for _, i := range p.ours() {
-				if strings.HasPrefix(i, "test/") {
-					t.Errorf("%s imports %s", name, i)
-				}
-				if i == "firstboot" && name != "cmd/xivo-firstboot" {
-					t.Errorf("%s imports firstboot; only its command does", name)
-				}
+			case strings.HasPrefix(name, "test/"):
+			case strings.HasPrefix(i, "test/"):
+				t.Errorf("%s imports %s", name, i)
+			case isTestHelp(i):
+				t.Errorf("%s imports %s, which is for tests", name, i)
+			case strings.HasPrefix(name, "firstboot"):
+			case i == "firstboot/become", i == "firstboot" && name != "cmd/xivo-firstboot":
+				t.Errorf("%s imports %s; only the command of first boot does", name, i)
+			case strings.HasPrefix(name, "packer/") && strings.HasPrefix(i, "firstboot") && i != "firstboot/platform" && i != "firstboot/secret":
+				t.Errorf("%s imports %s; of first boot, the plugin knows versions and what a secret is", name, i)
 			}
 		}
 	}
@@ -128,7 +172,7 @@ func TestTheFirstBootBinaryHasNoFailpoints(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := bytes.Contains(content, []byte("XIVO_FIRSTBOOT_FAILPOINTS")); got != want {
+		if got := bytes.Contains(content, []byte("ENGINE_FAILPOINTS")); got != want {
 			t.Errorf("with the build tags %q it has failpoints: %v", tags, got)
 		}
 	}
