@@ -12,14 +12,18 @@ import (
 	"go/doc/comment"
 	"go/parser"
 	"go/token"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path"
 	"path/filepath"
 	"reflect"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -240,29 +244,148 @@ func TestExamples(t *testing.T) {
 	})
 }
 
-// TestLinks: no page points at one that is not there.
-func TestLinks(t *testing.T) {
-	link := regexp.MustCompile(`\]\(([^)#:]+)(#[^)]*)?\)`)
-	checked := 0
-	for _, pattern := range []string{"*.md", "*/*.md", "*/*.mdx", "../README.md"} {
-		names, err := filepath.Glob(pattern)
+// pages are the Markdown files of the project, those of this folder and of the
+// folder above it.
+func pages(t *testing.T) (names []string) {
+	t.Helper()
+	for _, pattern := range []string{"*.md", "*/*.md", "*/*.mdx", "../*.md"} {
+		found, err := filepath.Glob(pattern)
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, name := range names {
-			raw, err := os.ReadFile(name)
-			if err != nil {
-				t.Fatal(err)
+		names = append(names, found...)
+	}
+	return names
+}
+
+func read(t *testing.T, name string) string {
+	t.Helper()
+	raw, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(raw)
+}
+
+// headings returns the headings of a page below its title, longest first.
+func headings(t *testing.T, page string) (found []string) {
+	t.Helper()
+	for _, match := range regexp.MustCompile(`(?m)^##+ (.+)$`).FindAllStringSubmatch(read(t, page), -1) {
+		found = append(found, match[1])
+	}
+	slices.SortFunc(found, func(a, b string) int { return len(b) - len(a) })
+	return found
+}
+
+// anchor is how GitHub names a heading in a link.
+func anchor(heading string) string {
+	kept := strings.Map(func(r rune) rune {
+		if r == ' ' {
+			return '-'
+		}
+		if r == '-' || r == '_' || unicode.IsLetter(r) || unicode.IsDigit(r) {
+			return unicode.ToLower(r)
+		}
+		return -1
+	}, heading)
+	return "#" + kept
+}
+
+// TestLinks: no page points at a page or heading that is not there.
+func TestLinks(t *testing.T) {
+	link := regexp.MustCompile(`\]\(([^)#:]*)(#[^)]*)?\)`)
+	checked := 0
+	for _, name := range pages(t) {
+		for _, match := range link.FindAllStringSubmatch(read(t, name), -1) {
+			checked++
+			target := name
+			if match[1] != "" {
+				target = filepath.Join(filepath.Dir(name), match[1])
 			}
-			for _, match := range link.FindAllStringSubmatch(string(raw), -1) {
-				checked++
-				if _, err := os.Stat(filepath.Join(filepath.Dir(name), match[1])); err != nil {
-					t.Errorf("%s: %v", name, err)
-				}
+			if _, err := os.Stat(target); err != nil {
+				t.Errorf("%s: %v", name, err)
+				continue
+			}
+			if at := match[2]; at != "" && !slices.ContainsFunc(headings(t, target), func(h string) bool { return anchor(h) == at }) {
+				t.Errorf("%s: %s has no heading for %s", name, target, at)
 			}
 		}
 	}
 	if checked == 0 {
 		t.Error("no link was found")
+	}
+}
+
+// TestFactsThatCommentsName: a comment names a page of facts, and after a comma
+// one of its headings: docs/xivo/consul.md, The KV.
+func TestFactsThatCommentsName(t *testing.T) {
+	reference := regexp.MustCompile(`docs/xivo/[\w-]+\.md`)
+	wrapped := regexp.MustCompile(`\n[ \t]*(?://|#|--)?[ \t]*`)
+	checked := 0
+	err := filepath.WalkDir("..", func(name string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if d.IsDir() {
+			if name == filepath.Join("..", ".git") || name == filepath.Join("..", "dist") {
+				return fs.SkipDir
+			}
+			return nil
+		}
+		switch filepath.Ext(name) {
+		case ".go", ".service", ".sh", ".sql", ".tmpl":
+		default:
+			return nil
+		}
+		text := wrapped.ReplaceAllString(read(t, name), " ")
+		for _, at := range reference.FindAllStringIndex(text, -1) {
+			checked++
+			page := filepath.Join("..", text[at[0]:at[1]])
+			if _, err := os.Stat(page); err != nil {
+				t.Errorf("%s: %v", name, err)
+				continue
+			}
+			rest, named := strings.CutPrefix(text[at[1]:], ", ")
+			if !named || strings.HasPrefix(rest, "docs/") {
+				continue
+			}
+			if !slices.ContainsFunc(headings(t, page), func(h string) bool { return begins(rest, h) }) {
+				t.Errorf("%s: %s has no heading %.40q…", name, page, rest)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if checked == 0 {
+		t.Error("no reference was found")
+	}
+}
+
+// begins says whether a text begins with a heading, and not with a longer word.
+func begins(text, heading string) bool {
+	rest, ok := strings.CutPrefix(text, heading)
+	next, _ := utf8.DecodeRuneInString(rest)
+	return ok && !unicode.IsLetter(next) && !unicode.IsDigit(next)
+}
+
+// TestVersionsAreThoseOfTheCode: the table of the page and that of the code have
+// the same boundaries, in the same order.
+func TestVersionsAreThoseOfTheCode(t *testing.T) {
+	boundaries := func(text string, row string) (found []string) {
+		for _, match := range regexp.MustCompile(row).FindAllStringSubmatch(text, -1) {
+			found = append(found, match[1])
+		}
+		return found
+	}
+	_, table, _ := strings.Cut(read(t, "xivo/versions.md"), "\n## The table of the code\n")
+	table, _, _ = strings.Cut(table, "\n## ")
+	want := boundaries(read(t, "../firstboot/platform/traits.go"), `(?m)^\t\{"(\d+\.\d+)", "`)
+	if len(want) < 10 {
+		t.Fatalf("traits.go has the rows %v", want)
+	}
+	if diff := cmp.Diff(want, boundaries(table, `(?m)^\| (\d+\.\d+) \|`)); diff != "" {
+		t.Errorf("xivo/versions.md is not firstboot/platform/traits.go (-code +page):\n%s", diff)
 	}
 }
