@@ -15,9 +15,16 @@ type field struct {
 	key string
 	// need is what to do when the key is missing; "" if it has a default.
 	need string
-	// fields is set if the value is a mapping, read if it is anything else.
+	// fields is set if the value is a mapping, value if it is anything else.
 	fields []field
-	read   func(n *yaml.Node, path string)
+	value
+}
+
+// value is one value of the document, both ways: read takes it from YAML, write
+// returns what YAML is to say, nil where the key is left out.
+type value struct {
+	read  func(n *yaml.Node, path string)
+	write func() any
 }
 
 // reserved keys are refused today, so that they can mean something tomorrow.
@@ -30,31 +37,54 @@ var reserved = map[string]string{
 	"previous_secret": "the secret of a mesh cannot be changed while it runs yet",
 }
 
-// fields is the block: what it may say, and where in c that goes.
+// fields is the block: what it may say, and where in c that goes. It is read, and
+// written, from this one list.
 func (r *reader) fields(c *Config) []field {
 	return []field{
-		{key: "version", read: r.version, need: "write `version: 1`"},
-		{key: "peers", read: r.list(&c.Peers, host), need: "list any nodes of the mesh, or write `peers: []` for the first one"},
-		{key: "secret", read: r.secret(&c.Secret)},
-		{key: "secret_file", read: r.string(&c.SecretFile, absolute)},
-		{key: "advertise", read: r.advertise(&c.Advertise)},
-		{key: "identity", read: r.choice(&c.Identity, IdentityAuto, IdentityKeep, IdentityRegenerate)},
-		{key: "topology", read: r.choice(&c.Topology, TopologyMesh, TopologyRing, TopologyHub)},
-		{key: "hub", read: r.string(&c.Hub, host)},
+		{key: "version", value: value{r.version, func() any { return c.Version }}, need: "write `version: 1`"},
+		{key: "peers", value: r.list(&c.Peers, host), need: "list any nodes of the mesh, or write `peers: []` for the first one"},
+		{key: "secret", value: r.secret(c)},
+		{key: "secret_file", value: value{r.string(&c.SecretFile, absolute).read, func() any { return unless(c.Secret != "", c.SecretFile) }}},
+		{key: "advertise", value: r.advertise(&c.Advertise)},
+		{key: "identity", value: r.choice(&c.Identity, IdentityAuto, IdentityKeep, IdentityRegenerate)},
+		{key: "topology", value: r.choice(&c.Topology, TopologyMesh, TopologyRing, TopologyHub)},
+		{key: "hub", value: r.string(&c.Hub, host)},
 		{key: "directory", fields: []field{
-			{key: "contexts", read: r.contexts(&c.Directory.Contexts)},
-			{key: "verify_certificate", read: r.bool(&c.Directory.VerifyCertificate)},
-			{key: "ca_file", read: r.string(&c.Directory.CAFile, absoluteOrNone)},
+			{key: "contexts", value: r.contexts(&c.Directory.Contexts)},
+			{key: "verify_certificate", value: r.bool(&c.Directory.VerifyCertificate)},
+			{key: "ca_file", value: value{r.string(&c.Directory.CAFile, absoluteOrNone).read, func() any { return c.Directory.CAFile }}},
 		}},
 		{key: "consul", fields: []field{
-			{key: "encrypt", read: r.bool(&c.Consul.Encrypt)},
+			{key: "encrypt", value: r.bool(&c.Consul.Encrypt)},
 		}},
 		{key: "firewall", fields: []field{
-			{key: "enabled", read: r.bool(&c.Firewall.Enabled)},
-			{key: "strict", read: r.bool(&c.Firewall.Strict)},
-			{key: "allow", read: r.list(&c.Firewall.Allow, network)},
+			{key: "enabled", value: r.bool(&c.Firewall.Enabled)},
+			{key: "strict", value: r.bool(&c.Firewall.Strict)},
+			{key: "allow", value: r.list(&c.Firewall.Allow, network)},
 		}},
 	}
+}
+
+// written spells every key out that has a value: what is kept then means the same
+// to a later program, whatever its defaults are.
+func written(fields []field) mapping {
+	var m mapping
+	for _, f := range fields {
+		if f.fields != nil {
+			m = append(m, entry{f.key, written(f.fields)})
+		} else if v := f.write(); v != nil {
+			m = append(m, entry{f.key, v})
+		}
+	}
+	return m
+}
+
+// unless is a text that is left out when it is empty, or in the way of another key.
+func unless(leftOut bool, s string) any {
+	if leftOut || s == "" {
+		return nil
+	}
+	return s
 }
 
 var known = names((&reader{}).fields(defaults()))
@@ -183,8 +213,8 @@ type check func(s string) (string, *fault)
 
 type fault struct{ what, do string }
 
-func (r *reader) string(to *string, ok check) func(*yaml.Node, string) {
-	return func(n *yaml.Node, path string) {
+func (r *reader) string(to *string, ok check) value {
+	return value{func(n *yaml.Node, path string) {
 		if n.ShortTag() != "!!str" {
 			r.wrong(n, path, "write text (in quotes)")
 			return
@@ -195,12 +225,12 @@ func (r *reader) string(to *string, ok check) func(*yaml.Node, string) {
 			return
 		}
 		*to = s
-	}
+	}, func() any { return unless(false, *to) }}
 }
 
 // secret differs from string in that its value never gets into a message.
-func (r *reader) secret(to *secret.Secret) func(*yaml.Node, string) {
-	return func(n *yaml.Node, path string) {
+func (r *reader) secret(c *Config) value {
+	return value{func(n *yaml.Node, path string) {
 		switch {
 		case isNull(n):
 			r.wrong(n, path, "write one, in quotes")
@@ -213,14 +243,19 @@ func (r *reader) secret(to *secret.Secret) func(*yaml.Node, string) {
 				r.at(n, path, bad.what, bad.do)
 				return
 			}
-			*to = secret.Secret(n.Value)
+			c.Secret = secret.Secret(n.Value)
 		}
-	}
+	}, func() any {
+		if c.Secret == "" && c.SecretFile != "" {
+			return nil
+		}
+		return c.Secret.Reveal()
+	}}
 }
 
 // list reads texts; what is there twice is kept once.
-func (r *reader) list(to *[]string, ok check) func(*yaml.Node, string) {
-	return func(n *yaml.Node, path string) {
+func (r *reader) list(to *[]string, ok check) value {
+	return value{func(n *yaml.Node, path string) {
 		if n.Kind != yaml.SequenceNode {
 			r.wrong(n, path, "write a list: [a, b], or [] for none")
 			return
@@ -228,26 +263,26 @@ func (r *reader) list(to *[]string, ok check) func(*yaml.Node, string) {
 		var items []string
 		for i, item := range n.Content {
 			var s string
-			if r.string(&s, ok)(resolve(item), fmt.Sprintf("%s[%d]", path, i)); s != "" && !slices.Contains(items, s) {
+			if r.string(&s, ok).read(resolve(item), fmt.Sprintf("%s[%d]", path, i)); s != "" && !slices.Contains(items, s) {
 				items = append(items, s)
 			}
 		}
 		*to = items
-	}
+	}, func() any { return *to }}
 }
 
-func (r *reader) bool(to *bool) func(*yaml.Node, string) {
-	return func(n *yaml.Node, path string) {
+func (r *reader) bool(to *bool) value {
+	return value{func(n *yaml.Node, path string) {
 		if n.ShortTag() != "!!bool" {
 			r.wrong(n, path, "write true or false")
 			return
 		}
 		// An error is impossible: the tag says that it is one.
 		_ = n.Decode(to)
-	}
+	}, func() any { return *to }}
 }
 
-func (r *reader) choice(to *string, values ...string) func(*yaml.Node, string) {
+func (r *reader) choice(to *string, values ...string) value {
 	return r.string(to, func(s string) (string, *fault) {
 		if slices.Contains(values, s) {
 			return s, nil
@@ -260,22 +295,30 @@ func (r *reader) choice(to *string, values ...string) func(*yaml.Node, string) {
 	})
 }
 
-func (r *reader) advertise(to *Advertise) func(*yaml.Node, string) {
+func (r *reader) advertise(to *Advertise) value {
 	const forms = "write auto, an IPv4 address of this machine, or {interface: eth1}"
-	return func(n *yaml.Node, path string) {
+	return value{func(n *yaml.Node, path string) {
 		switch {
 		case n.Kind == yaml.MappingNode:
-			r.mapping(n, path, []field{{key: "interface", read: r.string(&to.Interface, networkInterface), need: forms}})
+			r.mapping(n, path, []field{{key: "interface", value: r.string(&to.Interface, networkInterface), need: forms}})
 		case n.ShortTag() != "!!str":
 			r.wrong(n, path, forms)
 		case n.Value != "auto":
-			r.string(&to.Address, address)(n, path)
+			r.string(&to.Address, address).read(n, path)
 		}
-	}
+	}, func() any {
+		switch {
+		case to.Address != "":
+			return to.Address
+		case to.Interface != "":
+			return mapping{{"interface", to.Interface}}
+		}
+		return "auto"
+	}}
 }
 
-func (r *reader) contexts(to *[]string) func(*yaml.Node, string) {
-	return func(n *yaml.Node, path string) {
+func (r *reader) contexts(to *[]string) value {
+	return value{func(n *yaml.Node, path string) {
 		switch {
 		case n.ShortTag() == "!!str" && n.Value == "auto":
 		case n.Kind == yaml.SequenceNode && len(n.Content) == 0:
@@ -283,9 +326,14 @@ func (r *reader) contexts(to *[]string) func(*yaml.Node, string) {
 		case n.Kind != yaml.SequenceNode:
 			r.wrong(n, path, "write auto, or a list of contexts: [default]")
 		default:
-			r.list(to, contextName)(n, path)
+			r.list(to, contextName).read(n, path)
 		}
-	}
+	}, func() any {
+		if *to == nil {
+			return "auto"
+		}
+		return *to
+	}}
 }
 
 func isNull(n *yaml.Node) bool { return n.Kind == yaml.ScalarNode && n.ShortTag() == "!!null" }

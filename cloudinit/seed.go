@@ -121,44 +121,8 @@ func UserDataFile(c *Config) []byte {
 	}}}})...)
 }
 
-// block spells every key out: what is kept then means the same to a later
-// program, whatever its defaults are.
-func block(c *Config) mapping {
-	m := mapping{{"version", c.Version}, {"peers", c.Peers}}
-	if c.Secret != "" || c.SecretFile == "" {
-		m = append(m, entry{"secret", c.Secret.Reveal()})
-	} else {
-		m = append(m, entry{"secret_file", c.SecretFile})
-	}
-	var advertise any = "auto"
-	switch {
-	case c.Advertise.Address != "":
-		advertise = c.Advertise.Address
-	case c.Advertise.Interface != "":
-		advertise = mapping{{"interface", c.Advertise.Interface}}
-	}
-	m = append(m, entry{"advertise", advertise}, entry{"identity", c.Identity}, entry{"topology", c.Topology})
-	if c.Hub != "" {
-		m = append(m, entry{"hub", c.Hub})
-	}
-	var contexts any = "auto"
-	if c.Directory.Contexts != nil {
-		contexts = c.Directory.Contexts
-	}
-	return append(m,
-		entry{"directory", mapping{
-			{"contexts", contexts},
-			{"verify_certificate", c.Directory.VerifyCertificate},
-			{"ca_file", c.Directory.CAFile},
-		}},
-		entry{"consul", mapping{{"encrypt", c.Consul.Encrypt}}},
-		entry{"firewall", mapping{
-			{"enabled", c.Firewall.Enabled},
-			{"strict", c.Firewall.Strict},
-			{"allow", c.Firewall.Allow},
-		}},
-	)
-}
+// block is the document as it is kept.
+func block(c *Config) mapping { return written((&reader{}).fields(c)) }
 
 // mapping is a YAML mapping whose keys stay in order.
 type mapping []entry
