@@ -43,18 +43,19 @@ func orGoOn(err error) Outcome {
 	return holds(err)
 }
 
-// Says is what a person said of a machine that may be a copy.
-type Says int
+// Claim is what a person says of a machine that may be a copy.
+type Claim int
 
 const (
-	Nothing Says = iota
-	// ItIsACopy, although only one of two signs says so.
-	ItIsACopy
-	// ItIsTheSame machine, although one of two signs says otherwise.
-	ItIsTheSame
+	NoClaim Claim = iota
+	// IsCopy: it is, although only one of two signs says so.
+	IsCopy
+	// IsSame: it is the machine that it was, although one of two signs says
+	// otherwise.
+	IsSame
 )
 
-// ErrNoDoubt is why ItIsTheSame was refused.
+// ErrNoDoubt is why IsSame was refused.
 var ErrNoDoubt = errors.New("nothing is in doubt here")
 
 // bootTime is how long one unit may work; systemd's own limit is longer.
@@ -69,7 +70,7 @@ const bootTime = 5 * time.Minute
 //   - Every other machine worked before and works on, whatever cannot be read or
 //     done: one that nobody asked to change, one that was adopted, one that became.
 //   - A machine in doubt works, and is kept out of the mesh.
-func (m Machine) Boot(ctx context.Context, phase string, says Says) Outcome {
+func (m Machine) Boot(ctx context.Context, phase string, claim Claim) Outcome {
 	ctx, cancel := context.WithTimeout(ctx, bootTime)
 	defer cancel()
 	n, err := m.Open()
@@ -83,12 +84,12 @@ func (m Machine) Boot(ctx context.Context, phase string, says Says) Outcome {
 	if phase == node.Settle {
 		return bootSettle(ctx, n)
 	}
-	return bootBecome(ctx, n, says)
+	return bootBecome(ctx, n, claim)
 }
 
-func bootBecome(ctx context.Context, n *node.Node, says Says) Outcome {
-	action, why := n.Decide(says == ItIsACopy)
-	if says == ItIsTheSame && action != node.Hold {
+func bootBecome(ctx context.Context, n *node.Node, claim Claim) Outcome {
+	action, why := n.Decide(claim == IsCopy)
+	if claim == IsSame && action != node.Hold {
 		return holds(fmt.Errorf("become --same: %w: %s", ErrNoDoubt, why))
 	}
 	switch action {
@@ -101,14 +102,14 @@ func bootBecome(ctx context.Context, n *node.Node, says Says) Outcome {
 		}
 		return goOn()
 	case node.Hold:
-		return inDoubt(ctx, n, says, why)
+		return inDoubt(ctx, n, claim, why)
 	}
 	adopted := action == node.Adopt || action == node.Resume && n.Identity().Adopted
-	return unlessItWorked(adopted, takeOn(ctx, n, says))
+	return unlessItWorked(adopted, takeOn(ctx, n, claim))
 }
 
 // takeOn becomes.
-func takeOn(ctx context.Context, n *node.Node, says Says) Outcome {
+func takeOn(ctx context.Context, n *node.Node, claim Claim) Outcome {
 	// Both start after this at boot. One that is started again later on a server
 	// where XiVO runs, although a run failed, is not held back.
 	for _, broker := range []string{"consul", "rabbitmq-server"} {
@@ -118,7 +119,7 @@ func takeOn(ctx context.Context, n *node.Node, says Says) Outcome {
 		}
 		if running {
 			run := "xivo-firstboot run"
-			if says == ItIsACopy {
+			if claim == IsCopy {
 				run += " --confirm"
 			}
 			return waits(fmt.Errorf("become: %s runs, so this is no boot, and nothing was changed: use `%s`", broker, run))
@@ -127,7 +128,7 @@ func takeOn(ctx context.Context, n *node.Node, says Says) Outcome {
 	if o := locked(n); o.Verdict != GoOn {
 		return o
 	}
-	action, why, err := begin(ctx, n, says == ItIsACopy)
+	action, why, err := begin(ctx, n, claim == IsCopy)
 	n.Log.Info("become: "+string(action), "why", why)
 	if err != nil {
 		return holds(err)
@@ -139,8 +140,8 @@ func takeOn(ctx context.Context, n *node.Node, says Says) Outcome {
 
 // inDoubt keeps the mesh parts of a machine down that may be a copy, unless a
 // person says that it is none.
-func inDoubt(ctx context.Context, n *node.Node, says Says, why string) Outcome {
-	if says == ItIsTheSame {
+func inDoubt(ctx context.Context, n *node.Node, claim Claim, why string) Outcome {
+	if claim == IsSame {
 		if o := locked(n); o.Verdict != GoOn {
 			return o
 		}

@@ -18,14 +18,14 @@ func (c *cli) becomeCommand() *cobra.Command {
 			"Consul and RabbitMQ must not run: at boot they are started after it. On a running server use `run`.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			says := firstboot.Nothing
+			claim := firstboot.NoClaim
 			switch {
 			case confirm:
-				says = firstboot.ItIsACopy
+				claim = firstboot.IsCopy
 			case same:
-				says = firstboot.ItIsTheSame
+				claim = firstboot.IsSame
 			}
-			return bootExit(c.machine().Boot(cmd.Context(), node.Become, says))
+			return bootExit(c.machine().Boot(cmd.Context(), node.Become, claim))
 		},
 	}
 	cmd.Flags().BoolVar(&confirm, "confirm", false, "this machine is a copy, although only one of two signs says so")
@@ -41,7 +41,7 @@ func (c *cli) settleCommand() *cobra.Command {
 		Long:  "Needs Consul and RabbitMQ running. XiVO's daemons are started after it. Does nothing on a node that has settled.",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return bootExit(c.machine().Boot(cmd.Context(), node.Settle, firstboot.Nothing))
+			return bootExit(c.machine().Boot(cmd.Context(), node.Settle, firstboot.NoClaim))
 		},
 	}
 }
