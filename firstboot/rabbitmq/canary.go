@@ -152,7 +152,8 @@ func (c *Canary) serve(deliveries <-chan amqp.Delivery, closed <-chan *amqp.Erro
 	for d := range deliveries {
 		var data ping
 		m := message{Data: &data}
-		// What is not ours to read is not ours to judge.
+		// Others may publish on these keys, too, and not everything that they say
+		// is a message; our own come back.
 		if json.Unmarshal(d.Body, &m) != nil || m.Origin == "" || m.Origin == c.uuid {
 			continue
 		}
