@@ -73,8 +73,8 @@ func (n *Node) readNotes(ctx context.Context, c *consul.Client) error {
 	return nil
 }
 
-func parseGone(notes map[string]string, prefix string) mesh.Gone {
-	gone := mesh.Gone{}
+func parseGone(notes map[string]string, prefix string) mesh.Departures {
+	gone := mesh.Departures{}
 	for key, text := range notes {
 		id, err := uuid.Parse(strings.TrimPrefix(key, prefix))
 		if err != nil || !strings.HasPrefix(key, prefix) {
@@ -215,7 +215,7 @@ func (n *Node) endLeaving(ctx context.Context) error {
 // answer is what a datacenter of the WAN says.
 type answer struct {
 	members []mesh.Member
-	gone    mesh.Gone
+	gone    mesh.Departures
 	err     error
 }
 
@@ -240,7 +240,7 @@ func membersKnown(ctx context.Context, n *Node) (Resource, error) {
 	wg.Wait()
 
 	var seen []mesh.Member
-	gone := mesh.Gone{}
+	gone := mesh.Departures{}
 	gone.Add(n.gone)
 	unanswered := map[string]time.Time{}
 	for i, w := range wan {
@@ -354,7 +354,7 @@ type goneNote struct {
 }
 
 // toldGone keeps here, for those that were away, who is gone, and tells missing.
-func (n *Node) toldGone(c *consul.Client, gone mesh.Gone, missing []goneNote) Resource {
+func (n *Node) toldGone(c *consul.Client, gone mesh.Departures, missing []goneNote) Resource {
 	for id, at := range gone {
 		if at.After(n.gone[id]) {
 			missing = append(missing, goneNote{"", id})
@@ -418,7 +418,7 @@ func (n *Node) toldRefused(c *consul.Client, known []mesh.Member) Resource {
 
 // memberDiff tells what changed in the mesh. When a member was last seen is
 // written along, but is no change.
-func memberDiff(have, want []mesh.Member, gone mesh.Gone) []string {
+func memberDiff(have, want []mesh.Member, gone mesh.Departures) []string {
 	var diff []string
 	at := func(ms []mesh.Member, m mesh.Member) int {
 		return slices.IndexFunc(ms, func(o mesh.Member) bool { return o.UUID == m.UUID })

@@ -73,7 +73,7 @@ type Node struct {
 	onTrial bool
 	// gone are the nodes that left, as far as this one knows; leftAt is when it
 	// left itself.
-	gone   mesh.Gone
+	gone   mesh.Departures
 	leftAt time.Time
 	// verdict is why the mesh refused this node; asked says that it was asked
 	// again since this process was started.

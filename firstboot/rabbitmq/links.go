@@ -54,7 +54,7 @@ type linkedUpstream struct {
 // LinkedUpstream is Upstream with its link. A broker whose client goes away in
 // the middle stores an upstream, or a policy, and does not act on it; it does not
 // act on the same value set again either. Seen on 3.10.8. Where the bus is not
-// federated, for want of the exchange or of our policy, a link is not missed.
+// federated, for want of the exchange or of Policy, no link is expected.
 func (c *Client) LinkedUpstream(u Upstream) engine.Resource {
 	return linkedUpstream{upstream{c, u}, policy{c}}
 }

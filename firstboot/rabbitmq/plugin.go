@@ -18,10 +18,10 @@ const management = "rabbitmq_management"
 var federation = []string{"rabbitmq_federation", "rabbitmq_federation_management"}
 
 // How long a broker that answers may take to load the plugins that its file
-// lists, before something is done about it and after.
+// lists: before they are enabled by hand, and after.
 const (
-	loading = 20 * time.Second
-	loaded  = time.Minute
+	loadTime   = 20 * time.Second
+	enableTime = time.Minute
 )
 
 // EnableTime is what Federation needs at most: on an emulated machine its tool
@@ -104,7 +104,7 @@ func (f federationPlugin) Diff(ctx context.Context) ([]string, error) {
 	if diff, err := f.listed.Diff(ctx); err != nil || diff != nil {
 		return diff, err
 	}
-	if f.client.federating(ctx, loading) != nil {
+	if f.client.federating(ctx, loadTime) != nil {
 		return []string{"the federation plugin does not run"}, nil
 	}
 	return nil, nil
@@ -116,7 +116,7 @@ func (f federationPlugin) Apply(ctx context.Context) error {
 		return err
 	}
 	_, err := platform.Run(ctx, "rabbitmq-plugins", append([]string{"enable"}, federation...)...)
-	if err == nil && f.client.federating(ctx, loaded) == nil {
+	if err == nil && f.client.federating(ctx, enableTime) == nil {
 		return nil
 	}
 	if ctx.Err() != nil {
@@ -128,7 +128,7 @@ func (f federationPlugin) Apply(ctx context.Context) error {
 	if err := f.client.Wait(ctx); err != nil {
 		return err
 	}
-	return f.client.federating(ctx, loaded)
+	return f.client.federating(ctx, enableTime)
 }
 
 // federating waits for the federation plugin to be loaded.
