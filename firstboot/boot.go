@@ -9,6 +9,7 @@ import (
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/become"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/converge"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/node"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/platform"
 )
 
 // Verdict is what becomes of those who wait for a unit of the boot: Consul and
@@ -112,7 +113,8 @@ func bootBecome(ctx context.Context, n *node.Node, claim Claim) Outcome {
 func takeOn(ctx context.Context, n *node.Node, claim Claim) Outcome {
 	// Both start after this at boot. One that is started again later on a server
 	// where XiVO runs, although a run failed, is not held back.
-	for _, broker := range []string{"consul", "rabbitmq-server"} {
+	for _, role := range brokers {
+		broker := n.Platform.Service(role)
 		running, err := n.Platform.Init.Active(ctx, broker)
 		if err != nil {
 			return holds(err)
@@ -148,7 +150,7 @@ func inDoubt(ctx context.Context, n *node.Node, claim Claim, why string) Outcome
 		n.Log.Info("become: the same machine; it goes on as the node that it was")
 		return orGoOn(n.Moved())
 	}
-	if running, err := n.Platform.Init.Active(ctx, "consul"); err == nil && !running {
+	if running, err := n.Platform.Init.Active(ctx, n.Platform.Service(platform.Consul)); err == nil && !running {
 		converge.Isolate(ctx, n)
 	}
 	return waits(errors.New(why))

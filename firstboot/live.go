@@ -92,8 +92,8 @@ func interrupt(ctx context.Context, n *node.Node) (down time.Duration, err error
 	}
 	_, err = n.Runner().Run(ctx, become.Phase)
 	converge.Guard(ctx, n)
-	for _, service := range brokers {
-		err = errors.Join(err, n.Platform.Init.Start(ctx, service))
+	for _, role := range brokers {
+		err = errors.Join(err, n.Platform.Init.Start(ctx, n.Platform.Service(role)))
 	}
 	if err != nil {
 		return 0, err
@@ -106,7 +106,7 @@ func interrupt(ctx context.Context, n *node.Node) (down time.Duration, err error
 }
 
 // brokers are what XiVO's own command leaves running.
-var brokers = []string{"rabbitmq-server", "consul"}
+var brokers = []platform.Role{platform.Broker, platform.Consul}
 
 // stopAll stops XiVO, and then the brokers.
 func stopAll(ctx context.Context, n *node.Node) error {
@@ -121,8 +121,8 @@ func stopAll(ctx context.Context, n *node.Node) error {
 			return err
 		}
 	}
-	for _, service := range brokers {
-		if err := n.Platform.Init.Stop(ctx, service); err != nil {
+	for _, role := range brokers {
+		if err := n.Platform.Init.Stop(ctx, n.Platform.Service(role)); err != nil {
 			return err
 		}
 	}
@@ -135,8 +135,8 @@ const startTime = 5 * time.Minute
 func startAll(ctx context.Context, n *node.Node) (err error) {
 	ctx, cancel := context.WithTimeout(ctx, startTime)
 	defer cancel()
-	for _, service := range brokers {
-		err = errors.Join(err, n.Platform.Init.Start(ctx, service))
+	for _, role := range brokers {
+		err = errors.Join(err, n.Platform.Init.Start(ctx, n.Platform.Service(role)))
 	}
 	command := n.Platform.Traits.ServiceCommand
 	if _, startErr := platform.Run(ctx, command, "start"); startErr != nil {
@@ -151,7 +151,7 @@ func exportLive(ctx context.Context, n *node.Node) error {
 		return nil // Consul's state stays
 	}
 	// One that does not run is read by become, from its files.
-	if up, err := n.Platform.Init.Active(ctx, "consul"); err != nil || !up {
+	if up, err := n.Platform.Init.Active(ctx, n.Platform.Service(platform.Consul)); err != nil || !up {
 		return err
 	}
 	defer n.Servers.Redial() // token and address are about to change

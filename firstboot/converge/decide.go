@@ -39,7 +39,7 @@ type Decision struct {
 	// NotManaged are WAN members that do not tell who they are.
 	NotManaged []string
 	// Departed are all nodes that left, as far as anybody tells.
-	Departed mesh.Gone
+	Departed mesh.Departures
 	// TellDeparted are departures to be noted where they are not known.
 	TellDeparted []Departure
 	// TellRefused are those whom this node is to tell that they are refused.
@@ -102,7 +102,7 @@ func (v *View) keepsOut() string {
 // decide is pure: it says what follows from a view, and from what this process
 // knows of earlier ones.
 func decide(v *View, m Memory) Decision {
-	d := Decision{KeepsOut: v.keepsOut(), LeftAt: v.leftAt(), Departed: mesh.Gone{}, Members: v.Known, Newcomer: m.newcomer}
+	d := Decision{KeepsOut: v.keepsOut(), LeftAt: v.leftAt(), Departed: mesh.Departures{}, Members: v.Known, Newcomer: m.newcomer}
 	d.AskAgain = v.refusal() != "" && !m.askedAgain
 	if d.KeepsOut == "" {
 		d.Join = v.Peers.Addresses

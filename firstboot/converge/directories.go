@@ -6,6 +6,7 @@ import (
 
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/directory"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/engine"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/platform"
 )
 
 // directories is a source for every member, and none of ours for others.
@@ -54,5 +55,5 @@ func dirdRestarted(ctx context.Context, p *Pass) (engine.Resource, error) {
 		return nil, err
 	}
 	found = slices.DeleteFunc(found, func(f directory.Found) bool { return !f.Ours })
-	return rereads(p.Node, "xivo-dird", "sources", found, func(m *Marks) *string { return &m.Directories }), nil
+	return rereads(p.Node, platform.Dird, "sources", found, func(m *Marks) *string { return &m.Directories }), nil
 }

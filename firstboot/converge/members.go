@@ -41,7 +41,7 @@ func membersKept(p *Pass) engine.Resource {
 
 // memberDiff tells what changed in the mesh. When a member was last seen is
 // written along, but is no change.
-func memberDiff(have, want []mesh.Member, departed mesh.Gone) []string {
+func memberDiff(have, want []mesh.Member, departed mesh.Departures) []string {
 	var diff []string
 	at := func(ms []mesh.Member, m mesh.Member) int {
 		return slices.IndexFunc(ms, func(o mesh.Member) bool { return o.UUID == m.UUID })

@@ -35,7 +35,7 @@ func credentialsOfMembers(p *Pass) engine.Resource {
 	}
 	return engine.All{
 		ctid.Credentials(n.Platform, n.Identity().Advertise, account, password, peers),
-		rereads(n, "xivo-ctid-ng", "credentials", read, func(m *Marks) *string { return &m.Credentials }),
+		rereads(n, platform.CtidNG, "credentials", read, func(m *Marks) *string { return &m.Credentials }),
 	}
 }
 
@@ -71,7 +71,7 @@ func ctidRegistered(p *Pass, c *consul.Client) engine.Resource {
 		if err := restartCtidOnce(ctx, n, want); err != nil {
 			return err
 		}
-		return c.WaitService(ctx, "xivo-ctid", want)
+		return c.WaitService(ctx, ctid.Service, want)
 	})
 }
 
@@ -86,7 +86,7 @@ func restartCtidOnce(ctx context.Context, n *node.Node, address string) error {
 	if err := n.WriteState(node.MarksFile, m); err != nil {
 		return err
 	}
-	if err := n.Platform.Init.Restart(ctx, "xivo-ctid"); err != nil {
+	if err := n.Platform.Init.Restart(ctx, n.Platform.Service(platform.Ctid)); err != nil {
 		return err
 	}
 	// Not before: a restart that was cut off has not failed to help.
@@ -152,7 +152,7 @@ func (p *Pass) openings(ctx context.Context, c *consul.Client) (missing []openin
 		if _, ok := heard[id]; !ok {
 			continue
 		}
-		services, err := c.Services(ctx, member.Name, "xivo-ctid")
+		services, err := c.Services(ctx, member.Name, ctid.Service)
 		if err != nil {
 			errs = errors.Join(errs, err)
 			continue
@@ -172,7 +172,7 @@ func (p *Pass) openings(ctx context.Context, c *consul.Client) (missing []openin
 // ctidOf is the xivo-ctid of a node among services; the zero value for none.
 func ctidOf(services []consul.Registration, xivoUUID string) consul.Registration {
 	services = slices.DeleteFunc(slices.Clone(services), func(r consul.Registration) bool {
-		return r.Name != "xivo-ctid" || !slices.Contains(r.Tags, xivoUUID)
+		return r.Name != ctid.Service || !slices.Contains(r.Tags, xivoUUID)
 	})
 	if len(services) == 0 {
 		return consul.Registration{}

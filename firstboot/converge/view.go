@@ -73,14 +73,14 @@ type WAN struct {
 // Answer is what a datacenter of the WAN says.
 type Answer struct {
 	Members  []mesh.Member
-	Departed mesh.Gone
+	Departed mesh.Departures
 	Err      error
 }
 
 // Notes are what nodes leave for each other in a datacenter's KV.
 type Notes struct {
 	// Departed are the nodes that left or were forgotten.
-	Departed mesh.Gone
+	Departed mesh.Departures
 	// Refusals are by whom this node was refused, and why.
 	Refusals map[string]Refusal
 }
@@ -261,8 +261,8 @@ func parseNotes(texts map[string]string) (Notes, error) {
 
 // parseDeparted reads notes strictly: one that does not tell a UUID and a time
 // takes nobody out.
-func parseDeparted(texts map[string]string, prefix string) mesh.Gone {
-	departed := mesh.Gone{}
+func parseDeparted(texts map[string]string, prefix string) mesh.Departures {
+	departed := mesh.Departures{}
 	for key, text := range texts {
 		id, err := uuid.Parse(strings.TrimPrefix(key, prefix))
 		if err != nil || !strings.HasPrefix(key, prefix) {

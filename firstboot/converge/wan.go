@@ -9,6 +9,7 @@ import (
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/consul"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/engine"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/node"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/platform"
 )
 
 // wan is this node being in Consul's WAN with its peers, or, when it left the mesh
@@ -94,11 +95,11 @@ const restartTime = time.Minute
 func endLeaving(ctx context.Context, n *node.Node) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), restartTime)
 	defer cancel()
-	err := n.Platform.Init.Stop(ctx, "consul")
+	err := n.Platform.Init.Stop(ctx, n.Platform.Service(platform.Consul))
 	if err == nil {
 		err = consul.ForgetWAN(n.Platform)
 	}
-	if err = errors.Join(err, n.Platform.Init.Start(ctx, "consul")); err != nil {
+	if err = errors.Join(err, n.Platform.Init.Start(ctx, n.Platform.Service(platform.Consul))); err != nil {
 		return fmt.Errorf("start Consul again, which left the WAN: %w", err)
 	}
 	n.Servers.Redial()

@@ -21,6 +21,10 @@ import (
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/secret"
 )
 
+// Service is the name under which xivo-ctid registers in Consul, whatever the
+// init system calls it.
+const Service = "xivo-ctid"
+
 const (
 	fileName = "interconnection.yml"
 	// listen is every address: the firewall says who may come.

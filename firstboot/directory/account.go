@@ -8,6 +8,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/engine"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/platform"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/postgres"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/secret"
@@ -27,19 +28,22 @@ func accountRights(t platform.Traits) []string {
 // accountText describes the account in XiVO's web interface.
 const accountText = "read by the other nodes of the mesh (xivo-firstboot)"
 
-// WebServiceAccount is what Account returns.
-type WebServiceAccount struct {
-	conn     *pgx.Conn
-	rights   []string
-	login    string
-	password secret.Secret
-}
-
 // Account is the web-service account with which the other nodes read this
 // node's users: enabled, with password and no host, and with the least rights.
 // The password is stored in clear, as digest authentication needs it.
-func Account(conn *pgx.Conn, p *platform.Platform, login string, password secret.Secret) *WebServiceAccount {
-	return &WebServiceAccount{conn, accountRights(p.Traits), login, password}
+//
+// An account of somebody's own is an error, as what to do with it is for a person
+// to say: a row of our name with another login, for the name is unique, and an
+// enabled row with our login, for xivo-auth fails on two.
+func Account(conn *pgx.Conn, p *platform.Platform, login string, password secret.Secret) engine.Resource {
+	return comparison{conn, "accesswebservice", webServiceAccount{accountRights(p.Traits), login, password}.compare}
+}
+
+// webServiceAccount is the account as it should be.
+type webServiceAccount struct {
+	rights   []string
+	login    string
+	password secret.Secret
 }
 
 type account struct {
@@ -52,79 +56,74 @@ type account struct {
 	Rights   []string
 }
 
-// Diff compares the row. An account of somebody's own is an error, as what to do
-// with it is for a person to say: a row of our name with another login, for the
-// name is unique, and an enabled row with our login, for xivo-auth fails on two.
-func (a *WebServiceAccount) Diff(ctx context.Context) ([]string, error) {
-	have, err := a.read(ctx, a.conn)
+func (a webServiceAccount) compare(ctx context.Context, q postgres.Querier) ([]change, error) {
+	columns, err := postgres.Columns(ctx, q, "accesswebservice")
+	if err != nil {
+		return nil, err
+	}
+	have, err := a.read(ctx, q, columns)
 	if err != nil {
 		return nil, err
 	}
 	if have == nil {
-		return []string{fmt.Sprintf("the web-service account %s is missing", a.login)}, nil
+		return []change{{fmt.Sprintf("the web-service account %s is missing", a.login), func(ctx context.Context, tx pgx.Tx) error {
+			return a.add(ctx, tx, columns)
+		}}}, nil
 	}
-	var diff []string
-	differs := func(what string, is bool) {
-		if is {
-			diff = append(diff, fmt.Sprintf("the web-service account %s has another %s", a.login, what))
-		}
-	}
-	differs("password", have.Password != a.password.Reveal())
-	differs("host", have.Host != "")
-	differs("state: it is disabled", have.Disabled != 0)
-	differs("list of rights", have.Rights != nil && !slices.Equal(have.Rights, a.rights))
-	return diff, nil
+	return a.differences(have), nil
 }
 
-// Apply adds the row or corrects it, in one transaction.
-func (a *WebServiceAccount) Apply(ctx context.Context) error {
-	return postgres.Locked(ctx, a.conn, "accesswebservice", func(tx pgx.Tx) error {
-		have, err := a.read(ctx, tx)
-		if err != nil {
-			return err
+// differences of the row from the account, each with the column that it is in.
+func (a webServiceAccount) differences(have *account) []change {
+	var changes []change
+	differs := func(what string, is bool, column string, wanted any) {
+		if !is {
+			return
 		}
-		columns, err := columnsOf(ctx, tx, "accesswebservice")
-		if err != nil {
-			return err
-		}
-		r := record{
-			"name":    a.login,
-			"login":   a.login,
-			"passwd":  a.password.Reveal(),
-			"host":    nil,
-			"disable": 0,
-		}
-		// obj until 15.20, acl after.
-		if columns["acl"] {
-			r["acl"] = a.rights
-		}
-		if have != nil {
-			return r.update(ctx, tx, "accesswebservice", have.ID)
-		}
-		r["description"] = accountText
-		if columns["obj"] {
-			r["obj"] = ""
-		}
-		if columns["uuid"] {
-			r["uuid"] = uuid.NewString()
-		}
-		_, err = r.insert(ctx, tx, "accesswebservice")
-		return err
-	})
+		says := fmt.Sprintf("the web-service account %s has another %s", a.login, what)
+		changes = append(changes, change{says, func(ctx context.Context, tx pgx.Tx) error {
+			return record{column: wanted}.update(ctx, tx, "accesswebservice", have.ID)
+		}})
+	}
+	differs("password", have.Password != a.password.Reveal(), "passwd", a.password.Reveal())
+	differs("host", have.Host != "", "host", nil)
+	differs("state: it is disabled", have.Disabled != 0, "disable", 0)
+	differs("list of rights", have.Rights != nil && !slices.Equal(have.Rights, a.rights), "acl", a.rights)
+	return changes
+}
+
+// add adds the row to a table with these columns: obj until 15.20, acl after, uuid
+// from 17.x on.
+func (a webServiceAccount) add(ctx context.Context, tx pgx.Tx, columns map[string]bool) error {
+	r := record{
+		"name":        a.login,
+		"login":       a.login,
+		"passwd":      a.password.Reveal(),
+		"host":        nil,
+		"disable":     0,
+		"description": accountText,
+	}
+	if columns["acl"] {
+		r["acl"] = a.rights
+	}
+	if columns["obj"] {
+		r["obj"] = ""
+	}
+	if columns["uuid"] {
+		r["uuid"] = uuid.NewString()
+	}
+	_, err := r.insert(ctx, tx, "accesswebservice")
+	return err
 }
 
 // read returns the row, nil where there is none. Rights is nil in schemas
 // without them.
-func (a *WebServiceAccount) read(ctx context.Context, q postgres.Querier) (*account, error) {
-	columns, err := columnsOf(ctx, q, "accesswebservice")
-	if err != nil {
-		return nil, err
-	}
+func (a webServiceAccount) read(ctx context.Context, q postgres.Querier, columns map[string]bool) (*account, error) {
 	rights := "NULL::varchar[]"
 	if columns["acl"] {
 		rights = "acl"
 	}
-	found, err := rowsOf[account](ctx, q, `SELECT id, name, coalesce(login, ''), coalesce(passwd, ''), coalesce(host, ''), disable, `+rights+`
+	found, err := postgres.Rows(ctx, q, pgx.RowToStructByPos[account], `SELECT id, name, coalesce(login, ''), coalesce(passwd, ''), coalesce(host, ''), disable, `+rights+`
 		FROM accesswebservice WHERE name = $1 OR login = $1 ORDER BY id`, a.login)
 	if err != nil {
 		return nil, fmt.Errorf("directory: read accesswebservice: %w", err)
@@ -141,4 +140,17 @@ func (a *WebServiceAccount) read(ctx context.Context, q postgres.Querier) (*acco
 		}
 	}
 	return own, nil
+}
+
+type named struct {
+	ID   int
+	Name string
+}
+
+func meshAccounts(ctx context.Context, q postgres.Querier) ([]named, error) {
+	found, err := postgres.Rows(ctx, q, pgx.RowToStructByPos[named], "SELECT id, name FROM accesswebservice ORDER BY id")
+	if err != nil {
+		return nil, fmt.Errorf("directory: read accesswebservice: %w", err)
+	}
+	return slices.DeleteFunc(found, func(a named) bool { return !meshAccount.MatchString(a.Name) }), nil
 }

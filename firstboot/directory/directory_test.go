@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/directory"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/engine"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/platform"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/postgres"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/secret"
@@ -30,13 +31,8 @@ var (
 	nameB = directory.Name(peerB.UUID)
 )
 
-type resource interface {
-	Diff(context.Context) ([]string, error)
-	Apply(context.Context) error
-}
-
 // converge applies what differs, and fails when something still does.
-func converge(t *testing.T, r resource) {
+func converge(t *testing.T, r engine.Resource) {
 	t.Helper()
 	diff, err := r.Diff(t.Context())
 	if err != nil {
@@ -56,7 +52,7 @@ func converge(t *testing.T, r resource) {
 	}
 }
 
-func asWanted(t *testing.T, r resource) {
+func asWanted(t *testing.T, r engine.Resource) {
 	t.Helper()
 	if diff, err := r.Diff(t.Context()); err != nil || diff != nil {
 		t.Fatalf("should be as wanted: %v, %v", diff, err)
@@ -111,7 +107,7 @@ func joined(t *testing.T, conn *pgx.Conn, era string) string {
 		FROM ctidirectories c JOIN directories d ON `+on+` WHERE d.dirtype = 'xivo' AND d.xivo_username LIKE 'xivo-mesh-%'`)
 }
 
-func source(conn *pgx.Conn, p directory.Peer) *directory.PeerSource {
+func source(conn *pgx.Conn, p directory.Peer) engine.Resource {
 	return directory.Source(conn, p, account, password, directory.Options{})
 }
 
@@ -363,7 +359,7 @@ func TestContexts(t *testing.T) {
 		t.Errorf("auto: %s, want %s", got, want)
 	}
 
-	withOptions := func(o directory.Options) *directory.PeerSource {
+	withOptions := func(o directory.Options) engine.Resource {
 		return directory.Source(conn, peerA, account, password, o)
 	}
 	converge(t, withOptions(directory.Options{Contexts: []string{"empty"}}))

@@ -30,15 +30,15 @@ func Name(id uuid.UUID) string {
 }
 
 var (
-	ourName    = regexp.MustCompile(`^xivomesh[0-9a-f]{12}$`)
-	ourAccount = regexp.MustCompile(`^xivo-mesh-[0-9a-f]{6}$`)
+	meshName    = regexp.MustCompile(`^xivomesh[0-9a-f]{12}$`)
+	meshAccount = regexp.MustCompile(`^xivo-mesh-[0-9a-f]{6}$`)
 	// host is what xivo-confgend's parser survives: it splits at colons, and one
 	// address that it cannot split removes every source of the server.
 	host = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?$`)
 )
 
 // Ours says whether a name is one that Name makes.
-func Ours(name string) bool { return ourName.MatchString(name) }
+func Ours(name string) bool { return meshName.MatchString(name) }
 
 // uriOf is the one spelling that works: no path, no slash at the end.
 func uriOf(address string) (string, error) {

@@ -2,6 +2,7 @@ package directory
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/jackc/pgx/v5"
@@ -13,7 +14,10 @@ import (
 // from 15.20 on). xivo-dird then shows to a user only those users of another
 // node that are in a context of the same name.
 func ContextSeparation(ctx context.Context, conn *pgx.Conn) (bool, error) {
-	columns, err := columnsOf(ctx, conn, "ctimain")
+	columns, err := postgres.Columns(ctx, conn, "ctimain")
+	if err == nil && columns == nil {
+		err = errors.New("directory: read ctimain: there is no such table")
+	}
 	if err != nil || !columns["context_separation"] {
 		return false, err
 	}

@@ -11,10 +11,6 @@ import (
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/postgres"
 )
 
-// switchboard is the context of the switchboard's own list: it shows what its
-// operator chose, never what we add.
-const switchboard = "__switchboard_directory"
-
 // tables is all that the database says about directories. It is small, so it
 // is read whole and reasoned about in Go, the same way for every schema.
 type tables struct {
@@ -56,13 +52,13 @@ type contextRow struct {
 
 // read returns the tables as they are.
 func read(ctx context.Context, q postgres.Querier) (*tables, error) {
-	columns, err := columnsOf(ctx, q, "ctidirectories")
+	columns, err := postgres.Columns(ctx, q, "ctidirectories")
 	if err != nil {
 		return nil, err
 	}
 	t := &tables{linkByID: columns["directory_id"]}
 
-	t.sources, err = rowsOf[source](ctx, q, `SELECT id, coalesce(uri, ''), dirtype, coalesce(name, ''), description,
+	t.sources, err = postgres.Rows(ctx, q, pgx.RowToStructByPos[source], `SELECT id, coalesce(uri, ''), dirtype, coalesce(name, ''), description,
 		coalesce(xivo_username, ''), coalesce(xivo_password, ''), xivo_verify_certificate, coalesce(xivo_custom_ca_path, '')
 		FROM directories ORDER BY id`)
 	if err != nil {
@@ -79,7 +75,7 @@ func read(ctx context.Context, q postgres.Querier) (*tables, error) {
 		SourceID                               int
 		MatchDirect, MatchReverse, Description string
 	}
-	rows, err := rowsOf[row](ctx, q, `SELECT id, coalesce(name, ''), `+link+`, match_direct, match_reverse, coalesce(description, '')
+	rows, err := postgres.Rows(ctx, q, pgx.RowToStructByPos[row], `SELECT id, coalesce(name, ''), `+link+`, match_direct, match_reverse, coalesce(description, '')
 		FROM ctidirectories ORDER BY id`)
 	if err != nil {
 		return nil, fmt.Errorf("directory: read ctidirectories: %w", err)
@@ -92,7 +88,7 @@ func read(ctx context.Context, q postgres.Querier) (*tables, error) {
 		ID          int
 		Name, Value string
 	}
-	fields, err := rowsOf[field](ctx, q, "SELECT dir_id, fieldname, coalesce(value, '') FROM ctidirectoryfields ORDER BY dir_id, fieldname")
+	fields, err := postgres.Rows(ctx, q, pgx.RowToStructByPos[field], "SELECT dir_id, fieldname, coalesce(value, '') FROM ctidirectoryfields ORDER BY dir_id, fieldname")
 	if err != nil {
 		return nil, fmt.Errorf("directory: read ctidirectoryfields: %w", err)
 	}
@@ -104,7 +100,7 @@ func read(ctx context.Context, q postgres.Querier) (*tables, error) {
 		}
 	}
 
-	t.contexts, err = rowsOf[contextRow](ctx, q, "SELECT id, coalesce(name, ''), directories FROM cticontexts ORDER BY id")
+	t.contexts, err = postgres.Rows(ctx, q, pgx.RowToStructByPos[contextRow], "SELECT id, coalesce(name, ''), directories FROM cticontexts ORDER BY id")
 	if err != nil {
 		return nil, fmt.Errorf("directory: read cticontexts: %w", err)
 	}
@@ -154,87 +150,28 @@ func (t *tables) byHand(hosts ...string) (source, bool) {
 	return source{}, false
 }
 
-// listing returns the names of the contexts that list a definition, as
-// xivo-confgend reads them: no space is trimmed.
-func (t *tables) listing(name string) []string {
-	var found []string
+func (t *tables) sourcesNamed(name string) []source {
+	return slices.DeleteFunc(slices.Clone(t.sources), func(s source) bool { return s.Name != name })
+}
+
+func (t *tables) definitionsNamed(name string) []definition {
+	return slices.DeleteFunc(slices.Clone(t.definitions), func(d definition) bool { return d.Name != name })
+}
+
+// meshNames returns the names that Name makes, wherever one of them stands.
+func (t *tables) meshNames() []string {
+	var names []string
+	for _, s := range t.sources {
+		names = append(names, s.Name)
+	}
+	for _, d := range t.definitions {
+		names = append(names, d.Name)
+	}
 	for _, c := range t.contexts {
-		if slices.Contains(strings.Split(c.Directories, ","), name) {
-			found = append(found, c.Name)
+		for entry := range strings.SplitSeq(c.Directories, ",") {
+			names = append(names, strings.TrimSpace(entry))
 		}
 	}
-	return found
+	slices.Sort(names)
+	return slices.DeleteFunc(slices.Compact(names), func(n string) bool { return !Ours(n) })
 }
-
-// withEntry adds a name to a context's list. A list that has it once, spelled
-// as xivo-confgend reads it, is returned as it is. No entry that we write is
-// empty: it would be a source without a name.
-func withEntry(list, name string) string {
-	others, spelled := entries(list, name)
-	if slices.Equal(spelled, []string{name}) {
-		return list
-	}
-	return strings.Join(append(others, name), ",")
-}
-
-// withoutEntry takes a name out of a context's list, however it is spelled. A
-// list without it is returned as it is.
-func withoutEntry(list, name string) string {
-	others, spelled := entries(list, name)
-	if len(spelled) == 0 {
-		return list
-	}
-	return strings.Join(others, ",")
-}
-
-// entries divides a list into the entries that mean the name and the others.
-func entries(list, name string) (others, spelled []string) {
-	for entry := range strings.SplitSeq(list, ",") {
-		switch {
-		case strings.TrimSpace(entry) == name:
-			spelled = append(spelled, entry)
-		case entry != "":
-			others = append(others, entry)
-		}
-	}
-	return others, spelled
-}
-
-func rowsOf[T any](ctx context.Context, q postgres.Querier, sql string, args ...any) ([]T, error) {
-	return postgres.Rows(ctx, q, pgx.RowToStructByPos[T], sql, args...)
-}
-
-// columnsOf returns the columns of a table; none is an error.
-func columnsOf(ctx context.Context, q postgres.Querier, table string) (map[string]bool, error) {
-	names, err := postgres.Rows(ctx, q, pgx.RowTo[string],
-		"SELECT attname FROM pg_attribute WHERE attrelid = $1::text::regclass AND attnum > 0 AND NOT attisdropped", table)
-	if err != nil {
-		return nil, fmt.Errorf("directory: columns of %s: %w", table, err)
-	}
-	columns := map[string]bool{}
-	for _, n := range names {
-		columns[n] = true
-	}
-	return columns, nil
-}
-
-// nextID returns a free id of a table that the transaction has locked. The
-// sequence may lag behind rows that were inserted with an id, and databases
-// that came a long way may have none.
-func nextID(ctx context.Context, tx pgx.Tx, table string) (int, error) {
-	var sequence *string
-	var highest, id int
-	err := tx.QueryRow(ctx, "SELECT pg_get_serial_sequence($1::text, 'id'), coalesce(max(id), 0)::bigint FROM "+table, table).Scan(&sequence, &highest)
-	if err == nil && sequence == nil {
-		return highest + 1, nil
-	}
-	if err == nil {
-		err = tx.QueryRow(ctx, "SELECT setval($1::text::regclass, greatest(nextval($1::text::regclass), $2::bigint))", *sequence, highest+1).Scan(&id)
-	}
-	if err != nil {
-		return 0, fmt.Errorf("directory: next id of %s: %w", table, err)
-	}
-	return id, nil
-}
-
-const directoryTables = "directories, ctidirectories, ctidirectoryfields, cticontexts"

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/engine"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/platform"
 )
 
@@ -62,24 +63,24 @@ func (p Policy) Strict(t platform.Traits) Policy {
 // command runs a program with an input and returns its output.
 type command func(ctx context.Context, stdin, name string, args ...string) (string, error)
 
-// Filter is what Rules returns.
-type Filter struct {
+// Rules is the policy in the kernel: the chain with exactly our rules, and one
+// jump to it from INPUT. The chain only drops; what it lets pass is still
+// subject to the rules that others made. It lasts until the next boot.
+func Rules(policy Policy) engine.Resource { return chain{policy, run} }
+
+// chain is a policy in the kernel that run reaches.
+type chain struct {
 	policy Policy
 	run    command
 }
 
-// Rules is the policy in the kernel: the chain with exactly our rules, and one
-// jump to it from INPUT. The chain only drops; what it lets pass is still
-// subject to the rules that others made. It lasts until the next boot.
-func Rules(policy Policy) *Filter { return &Filter{policy, run} }
-
 // Diff compares the chain with the policy.
-func (f *Filter) Diff(ctx context.Context) ([]string, error) {
-	want, err := f.policy.rules()
+func (c chain) Diff(ctx context.Context) ([]string, error) {
+	want, err := c.policy.rules()
 	if err != nil {
 		return nil, err
 	}
-	have, jumps, err := f.read(ctx)
+	have, jumps, err := c.read(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -104,12 +105,12 @@ func (f *Filter) Diff(ctx context.Context) ([]string, error) {
 }
 
 // Apply replaces the chain's rules and sets the jump, all at once or not at all.
-func (f *Filter) Apply(ctx context.Context) error {
-	want, err := f.policy.rules()
+func (c chain) Apply(ctx context.Context) error {
+	want, err := c.policy.rules()
 	if err != nil {
 		return err
 	}
-	_, jumps, err := f.read(ctx)
+	_, jumps, err := c.read(ctx)
 	if err != nil {
 		return err
 	}
@@ -125,7 +126,7 @@ func (f *Filter) Apply(ctx context.Context) error {
 		fmt.Fprintf(&in, "-I INPUT 1 -j %s\n", Chain)
 	}
 	in.WriteString("COMMIT\n")
-	if _, err := f.run(ctx, in.String(), "iptables-restore", "--noflush"); err != nil {
+	if _, err := c.run(ctx, in.String(), "iptables-restore", "--noflush"); err != nil {
 		return fmt.Errorf("firewall: set the chain %s: %w", Chain, err)
 	}
 	return nil
@@ -175,8 +176,8 @@ func parse(text string) (netip.Prefix, error) {
 
 // read returns the chain's rules and how often INPUT jumps to it. A chain that
 // is not there has no rules.
-func (f *Filter) read(ctx context.Context) (rules []string, jumps int, err error) {
-	out, err := f.run(ctx, "", "iptables", "-S")
+func (c chain) read(ctx context.Context) (rules []string, jumps int, err error) {
+	out, err := c.run(ctx, "", "iptables", "-S")
 	if err != nil {
 		return nil, 0, fmt.Errorf("firewall: read the rules: %w", err)
 	}

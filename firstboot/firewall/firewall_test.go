@@ -11,6 +11,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/engine"
 )
 
 func TestRulesOfAPolicy(t *testing.T) {
@@ -49,7 +51,7 @@ func TestRulesOfAPolicy(t *testing.T) {
 }
 
 func TestAnEmptyAnswerIsAnError(t *testing.T) {
-	f := &Filter{run: func(context.Context, string, string, ...string) (string, error) { return "", nil }}
+	f := chain{run: func(context.Context, string, string, ...string) (string, error) { return "", nil }}
 	if _, err := f.Diff(t.Context()); err == nil {
 		t.Error("Diff took an empty answer for an empty firewall")
 	}
@@ -65,7 +67,7 @@ func TestMissingIptablesSaysWhatToInstall(t *testing.T) {
 // The rest is tried on the real iptables, in a network namespace of its own.
 func TestRulesInTheKernel(t *testing.T) {
 	iptables := realIptables(t)
-	f := &Filter{MeshPolicy([]string{"10.0.0.2", "10.0.0.1"}), iptables}
+	f := chain{MeshPolicy([]string{"10.0.0.2", "10.0.0.1"}), iptables}
 	others := "-A INPUT -p udp -m udp --dport 5060 -j DROP"
 	if _, err := iptables(t.Context(), "", "iptables", strings.Fields(others)...); err != nil {
 		t.Fatal(err)
@@ -90,17 +92,17 @@ func TestRulesInTheKernel(t *testing.T) {
 		converge(t, f)
 	})
 	t.Run("everybody may be allowed", func(t *testing.T) {
-		converge(t, &Filter{MeshPolicy([]string{"0.0.0.0/0"}), iptables})
+		converge(t, chain{MeshPolicy([]string{"0.0.0.0/0"}), iptables})
 	})
 	t.Run("a member that left is no longer allowed", func(t *testing.T) {
-		converge(t, &Filter{MeshPolicy([]string{"10.0.0.1"}), iptables})
+		converge(t, chain{MeshPolicy([]string{"10.0.0.1"}), iptables})
 		if out := list(t, iptables); strings.Contains(out, "10.0.0.2") || !strings.Contains(out, others) {
 			t.Errorf("10.0.0.2 is still there, or the rule of others is gone:\n%s", out)
 		}
 	})
 }
 
-func converge(t *testing.T, f *Filter) {
+func converge(t *testing.T, f engine.Resource) {
 	t.Helper()
 	if err := f.Apply(t.Context()); err != nil {
 		t.Fatalf("apply: %v", err)

@@ -35,8 +35,8 @@ func ForeignAddresses(ctx context.Context, conn *pgx.Conn, p *platform.Platform,
 
 	type row struct{ Where, Address string }
 	read := func(table, sql string) ([]row, error) {
-		there, err := postgres.Rows(ctx, conn, pgx.RowTo[bool], "SELECT pg_table_is_visible(oid) FROM pg_class WHERE relname = $1", table)
-		if err == nil && len(there) > 0 {
+		columns, err := postgres.Columns(ctx, conn, table)
+		if err == nil && columns != nil {
 			var found []row
 			if found, err = postgres.Rows(ctx, conn, pgx.RowToStructByPos[row], sql); err == nil {
 				return found, nil

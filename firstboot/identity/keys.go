@@ -165,11 +165,11 @@ func updateKeys(ctx context.Context, service ...string) error {
 // accounts returns the logins of service accounts. From late 2018 on, the table
 // is gone.
 func accounts(ctx context.Context, q postgres.Querier, which string) ([]string, error) {
-	tables, err := postgres.Rows(ctx, q, pgx.RowTo[string], "SELECT relname::text FROM pg_class WHERE relname = 'accesswebservice' AND pg_table_is_visible(oid)")
+	columns, err := postgres.Columns(ctx, q, "accesswebservice")
 	if err != nil {
 		return nil, fmt.Errorf("identity: service accounts: %w", err)
 	}
-	if len(tables) == 0 {
+	if columns == nil {
 		return nil, nil
 	}
 	logins, err := postgres.Rows(ctx, q, pgx.RowTo[string], "SELECT login FROM accesswebservice WHERE "+serviceAccounts+" AND ("+which+") ORDER BY login")

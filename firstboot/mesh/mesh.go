@@ -50,7 +50,7 @@ func (m Member) Tags() []string {
 }
 
 // ParseMember reads what Tags wrote. A registration without a usable UUID and
-// IPv4 address is an error: half a member is none.
+// IPv4 address is an error: every link and every directory needs both.
 func ParseMember(name, address string, tags []string) (Member, error) {
 	m := Member{Name: name, Address: address}
 	var err error
@@ -103,36 +103,35 @@ type Refusal struct {
 	Reason string `json:"reason"`
 }
 
-// Gone are the nodes that left or were forgotten, and when. A node that
-// registered later than that is back.
-type Gone map[uuid.UUID]time.Time
+// Departures are the nodes that left the mesh or were forgotten by it, and when.
+type Departures map[uuid.UUID]time.Time
 
-// Has says whether the member is gone.
-func (g Gone) Has(m Member) bool {
-	at, ok := g[m.UUID]
+// Has says whether the member departed and did not register again since.
+func (d Departures) Has(m Member) bool {
+	at, ok := d[m.UUID]
 	return ok && !m.Registered.After(at)
 }
 
-// Add takes in what another node knows. The later time counts.
-func (g Gone) Add(o Gone) {
-	for id, at := range o {
-		if at.After(g[id]) {
-			g[id] = at
+// Add takes in what another node knows. Of two times for one node the later counts.
+func (d Departures) Add(other Departures) {
+	for id, at := range other {
+		if at.After(d[id]) {
+			d[id] = at
 		}
 	}
 }
 
 // Merge takes what was seen now into what was known. Silence removes nothing: a
-// known member that was not seen stays, unless it is gone, or a newcomer has
+// known member that was not seen stays, unless it departed, or a newcomer has
 // its address. A living node is refused when it has the UUID or the address of
 // another one that lives, or, as a newcomer, another XiVO version; a known
 // member keeps its place when its version changes. Of two with one UUID the
 // known one stays, or else the one that registered first.
-func Merge(self Member, known, seen []Member, gone Gone, now time.Time) (members []Member, refused []Refusal) {
+func Merge(self Member, known, seen []Member, departed Departures, now time.Time) (members []Member, refused []Refusal) {
 	was := map[uuid.UUID]Member{}
 	taken := map[uuid.UUID]Member{}
 	for _, m := range known {
-		if !gone.Has(m) && m.UUID != self.UUID {
+		if !departed.Has(m) && m.UUID != self.UUID {
 			was[m.UUID], taken[m.UUID] = m, m
 		}
 	}
@@ -154,7 +153,7 @@ func Merge(self Member, known, seen []Member, gone Gone, now time.Time) (members
 		refuse := func(format string, args ...any) {
 			refused = append(refused, Refusal{m, fmt.Sprintf(format, args...)})
 		}
-		if m.UUID == self.UUID && m.Name == self.Name || gone.Has(m) {
+		if m.UUID == self.UUID && m.Name == self.Name || departed.Has(m) {
 			continue
 		}
 		if first, twice := living[m.UUID]; twice {
@@ -174,7 +173,7 @@ func Merge(self Member, known, seen []Member, gone Gone, now time.Time) (members
 	}
 
 	for id, m := range taken {
-		if now, used := byAddress[m.Address]; used && now.UUID != id {
+		if holder, used := byAddress[m.Address]; used && holder.UUID != id {
 			continue // silent, and somebody else has its address
 		}
 		members = append(members, m)

@@ -58,7 +58,7 @@ func TestMerge(t *testing.T) {
 	for _, c := range []struct {
 		name        string
 		known, seen []Member
-		gone        Gone
+		departed    Departures
 		want        []string // names
 		refused     []string // name: part of the reason
 	}{
@@ -80,11 +80,11 @@ func TestMerge(t *testing.T) {
 		{name: "our own address is not, either", seen: []Member{addressOf(node(2), self)}, refused: []string{node(2).Name + ": says that it is at the address of xivo1"}},
 		{name: "the same host name is taken in", seen: []Member{node(2), hostOf(node(3), node(2))}, want: []string{node(2).Name, node(3).Name}},
 		{name: "a member that left goes, silent or not", known: []Member{node(2), node(3)}, seen: []Member{node(2)},
-			gone: Gone{node(2).UUID: now, node(3).UUID: now}},
-		{name: "one that registered after it had left is back", known: nil, seen: []Member{registered(node(2), now)}, gone: Gone{node(2).UUID: late}, want: []string{node(2).Name}},
+			departed: Departures{node(2).UUID: now, node(3).UUID: now}},
+		{name: "one that registered after it had left is back", known: nil, seen: []Member{registered(node(2), now)}, departed: Departures{node(2).UUID: late}, want: []string{node(2).Name}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			members, refused := Merge(self, c.known, c.seen, c.gone, now)
+			members, refused := Merge(self, c.known, c.seen, c.departed, now)
 			got := map[string]bool{}
 			for _, m := range members {
 				got[m.Name] = true

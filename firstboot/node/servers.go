@@ -107,7 +107,7 @@ func (s *Servers) RestartBroker(ctx context.Context) error {
 		return errors.New("one did not help; see the broker's log")
 	}
 	s.brokerRestarted = true
-	return s.platform.Init.Restart(ctx, "rabbitmq-server")
+	return s.platform.Init.Restart(ctx, s.platform.Service(platform.Broker))
 }
 
 // Close ends the connections.

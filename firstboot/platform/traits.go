@@ -36,6 +36,9 @@ type Traits struct {
 	// ConsulPerformance: Consul knows the key `performance`; before, an unknown
 	// key is fatal.
 	ConsulPerformance bool
+	// Services are the names of the services that have another one than at first;
+	// Platform.Service looks into it.
+	Services map[Role]string
 	// ServiceCommand starts and stops XiVO's daemons.
 	ServiceCommand string
 	// Joinable: contacts and statuses can be shared as the procedure describes.
@@ -50,7 +53,9 @@ type change struct {
 }
 
 // changes is the one table of version differences, oldest first. Evidence for
-// each boundary is in the project's fact sheet, section 0.
+// each boundary is in the project's fact sheet, section 0; for the names of
+// services, in the upgrade notes of Wazo's documentation. A year of four digits
+// is that of a release of xivo.solutions.
 var changes = []change{
 	{"15.19", "the first version that the procedure covers", func(t *Traits) {
 		*t = Traits{
@@ -82,11 +87,22 @@ var changes = []change{
 	{"16.16", "Consul 0.7 knows `performance`", func(t *Traits) { t.ConsulPerformance = true }},
 	{"17.01", "the database tells the version", func(t *Traits) { t.Columns["infos.wazo_version"] = true }},
 	{"17.03", "the UUID is made at installation, and copied into the database", func(t *Traits) { t.UUIDFromEnvironment = true }},
+	{"17.14", "xivo-auth is renamed", renamed(map[Role]string{Auth: "wazo-auth"})},
+	{"17.15", "the call logs are renamed", renamed(map[Role]string{CallLog: "wazo-call-logd"})},
 	{"17.16", "xivo-ctid asks its own xivo-ctid-ng", func(t *Traits) { t.CtidAsksPeers = false }},
 	{"17.17", "xivo-service becomes an alias", func(t *Traits) { t.ServiceCommand = "wazo-service" }},
 	{"18.04", "past what the procedure was written for", func(t *Traits) {
 		// Which tables there are changes with nearly every release from here on.
 		t.Joinable, t.Columns = false, nil
+	}},
+	{"18.05", "xivo-dird is renamed", renamed(map[Role]string{Dird: "wazo-dird"})},
+	{"19.07", "xivo-ctid-ng is renamed", renamed(map[Role]string{CtidNG: "wazo-calld"})},
+	{"19.09", "xivo-agentd and xivo-confd are renamed", renamed(map[Role]string{Agentd: "wazo-agentd", Confd: "wazo-confd"})},
+	{"19.12", "xivo-agid and xivo-provd are renamed", renamed(map[Role]string{Agid: "wazo-agid", Provd: "wazo-provd"})},
+	{"19.13", "xivo-amid is renamed", renamed(map[Role]string{Amid: "wazo-amid"})},
+	{"19.14", "xivo-confgend is renamed", renamed(map[Role]string{Confgend: "wazo-confgend"})},
+	{"2017.01", "xivo.solutions keeps the names that XiVO had", func(t *Traits) {
+		t.Services, t.ServiceCommand = nil, "xivo-service"
 	}},
 }
 

@@ -25,6 +25,24 @@ func Rows[T any](ctx context.Context, q Querier, to pgx.RowToFunc[T], sql string
 	return found, explained(err)
 }
 
+// Columns returns the columns that a table has in this database; nil where there
+// is no such table.
+func Columns(ctx context.Context, q Querier, table string) (map[string]bool, error) {
+	names, err := Rows(ctx, q, pgx.RowTo[string], `SELECT attname::text FROM pg_attribute
+		WHERE attrelid = (SELECT oid FROM pg_class WHERE relname = $1::text AND pg_table_is_visible(oid)) AND attnum > 0 AND NOT attisdropped`, table)
+	if err != nil {
+		return nil, fmt.Errorf("postgres: columns of %s: %w", table, err)
+	}
+	var columns map[string]bool
+	for _, name := range names {
+		if columns == nil {
+			columns = map[string]bool{}
+		}
+		columns[name] = true
+	}
+	return columns, nil
+}
+
 // Locked runs do in a transaction in which nobody else writes the tables, names
 // separated by commas. Readers are not held up. Nothing is done where somebody
 // else keeps one of them locked.
@@ -35,6 +53,16 @@ func Locked(ctx context.Context, conn *pgx.Conn, tables string, do func(tx pgx.T
 		}
 		return do(tx)
 	})
+}
+
+// WithoutRow is an answer of the server without the parts that may quote a row,
+// and with it a password.
+func WithoutRow(err error) error {
+	var answer *pgconn.PgError
+	if !errors.As(err, &answer) {
+		return err
+	}
+	return fmt.Errorf("%s (SQLSTATE %s)", answer.Message, answer.Code)
 }
 
 // explained adds what to do to the answer of a server that gave up waiting.

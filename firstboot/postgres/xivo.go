@@ -19,14 +19,11 @@ func CheckSchema(ctx context.Context, conn *pgx.Conn, p *platform.Platform) erro
 	var differs []string
 	for _, name := range slices.Sorted(maps.Keys(p.Traits.Columns)) {
 		table, column, _ := strings.Cut(name, ".")
-		var has bool
-		err := conn.QueryRow(ctx, `SELECT EXISTS (SELECT 1 FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
-			WHERE c.relname = $1::text AND pg_table_is_visible(c.oid) AND a.attname = $2::text AND a.attnum > 0 AND NOT a.attisdropped)`,
-			table, column).Scan(&has)
+		columns, err := Columns(ctx, conn, table)
 		if err != nil {
-			return fmt.Errorf("postgres: look for column %s: %w", name, err)
+			return err
 		}
-		switch wanted := p.Traits.Columns[name]; {
+		switch has, wanted := columns[column], p.Traits.Columns[name]; {
 		case has && !wanted:
 			differs = append(differs, "has "+name)
 		case !has && wanted:

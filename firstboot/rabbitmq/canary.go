@@ -13,6 +13,8 @@ import (
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/platform"
 )
 
 // Routing keys of the canary. No daemon of XiVO binds them, and a peer's pong
@@ -104,7 +106,7 @@ func OpenCanary(ctx context.Context, amqpURL, uuid string) (*Canary, error) {
 		},
 	})
 	if err != nil {
-		return nil, fmt.Errorf("rabbitmq: connect the canary to the bus: %w; is rabbitmq-server running?", err)
+		return nil, fmt.Errorf("rabbitmq: connect the canary to the bus: %w; is %s running?", err, platform.Broker)
 	}
 
 	// What follows is not bound to ctx by amqp.
@@ -152,7 +154,8 @@ func (c *Canary) serve(deliveries <-chan amqp.Delivery, closed <-chan *amqp.Erro
 	for d := range deliveries {
 		var data ping
 		m := message{Data: &data}
-		// What is not ours to read is not ours to judge.
+		// Others may publish on these keys, too, and not everything that they say
+		// is a message; our own come back.
 		if json.Unmarshal(d.Body, &m) != nil || m.Origin == "" || m.Origin == c.uuid {
 			continue
 		}
@@ -264,7 +267,7 @@ func (c *Canary) answers(w *wait) map[string]time.Duration {
 // stays on this node: it says to have come too far for any downstream to take
 // it over.
 func (c *Canary) AnnounceCtid(ctx context.Context, peerUUID, serviceID, address string) error {
-	const service = "xivo-ctid"
+	const service = string(platform.Ctid) // in every version that has it
 	route := make([]any, localHops)
 	for i := range route {
 		route[i] = amqp.Table{}

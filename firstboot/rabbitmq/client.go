@@ -17,6 +17,8 @@ import (
 	"time"
 
 	rabbithole "github.com/michaelklishin/rabbit-hole/v2"
+
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/platform"
 )
 
 const (
@@ -96,8 +98,8 @@ func (c *Client) Wait(ctx context.Context) error {
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("rabbitmq: waited %s for the management API at %s: %w (last seen: %w); is rabbitmq-server running, started after %s was written?",
-				time.Since(begin).Round(time.Second), c.url, ctx.Err(), last, pluginsFile)
+			return fmt.Errorf("rabbitmq: waited %s for the management API at %s: %w (last seen: %w); is %s running, started after %s was written?",
+				time.Since(begin).Round(time.Second), c.url, ctx.Err(), last, platform.Broker, pluginsFile)
 		case <-time.After(200 * time.Millisecond):
 		}
 	}

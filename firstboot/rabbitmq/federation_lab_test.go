@@ -18,6 +18,7 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/engine"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/platform"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/secret"
 )
@@ -28,7 +29,7 @@ const (
 )
 
 // become brings a setting about and checks that it is then as wanted.
-func become(t *testing.T, s *Setting) {
+func become(t *testing.T, s engine.Resource) {
 	t.Helper()
 	diff, err := s.Diff(t.Context())
 	if err != nil {
@@ -46,7 +47,7 @@ func become(t *testing.T, s *Setting) {
 	}
 }
 
-func wanted(t *testing.T, s *Setting) {
+func wanted(t *testing.T, s engine.Resource) {
 	t.Helper()
 	if diff, err := s.Diff(t.Context()); err != nil || diff != nil {
 		t.Fatalf("still differs: %q, %v", diff, err)
@@ -86,8 +87,8 @@ func TestAFederationThatWasCutOffIsMended(t *testing.T) {
 	for _, tc := range []struct {
 		name, url string
 		body      any
-		first     *Setting
-		stored    *Setting
+		first     engine.Resource
+		stored    engine.Resource
 	}{
 		{"an upstream", upstream, map[string]any{"value": u.definition()}, c.Policy(), c.Upstream(u)},
 		{"the policy", policy, wantedPolicy, c.Upstream(u), c.Policy()},
@@ -347,7 +348,7 @@ func TestTwoBrokersFederate(t *testing.T) {
 			if err := cb.NothingFederated().Apply(t.Context()); err != nil {
 				return err
 			}
-			if body := get(t, b.api+"/api/queues/%2F"); strings.Contains(body, leftQueue) {
+			if body := get(t, b.api+"/api/queues/%2F"); strings.Contains(body, downstreamQueue) {
 				return fmt.Errorf("queues %s", body)
 			}
 			return nil
@@ -449,7 +450,7 @@ func TestBrokerOfACopy(t *testing.T) {
 		become(t, cb.Upstream(upstreamTo("xivomesh111111111111", a)))
 		again := listen(t, b, "status.user")
 		eventually(t, "its own link", func() error {
-			if body := get(t, a.api+"/api/exchanges/%2F/xivo/bindings/source"); !strings.Contains(body, leftQueue+"xivo-c-33333333") {
+			if body := get(t, a.api+"/api/exchanges/%2F/xivo/bindings/source"); !strings.Contains(body, downstreamQueue+"xivo-c-33333333") {
 				return fmt.Errorf("bindings %s", body)
 			}
 			return nil
@@ -504,7 +505,7 @@ func left(t *testing.T, b *broker) map[string]queue {
 	}
 	of := map[string]queue{}
 	for _, q := range all {
-		if name, ok := strings.CutPrefix(q.Name, leftQueue); ok {
+		if name, ok := strings.CutPrefix(q.Name, downstreamQueue); ok {
 			of[name] = q
 		}
 	}

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/engine"
 )
 
 // What others may have done to a broker, each on a real one.
@@ -89,7 +91,7 @@ func TestSurroundingsOfTheBroker(t *testing.T) {
 	t.Run("it is down", func(t *testing.T) {
 		b.Kill()
 		waitFails(t, c)
-		for name, s := range map[string]*Setting{
+		for name, s := range map[string]engine.Resource{
 			"name": c.ClusterName("x"), "account": c.FederationUser(account, password), "policy": c.Policy(),
 			"upstream": c.Upstream(upstreamTo("xivomeshother", b)), "clean": c.NothingFederated(),
 		} {

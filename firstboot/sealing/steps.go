@@ -37,7 +37,7 @@ func kvExported(n *node.Node) engine.Resource {
 		if err := checkOneKV(ctx, n); err != nil {
 			return err
 		}
-		up, err := n.Platform.Init.Active(ctx, "consul")
+		up, err := n.Platform.Init.Active(ctx, n.Platform.Service(platform.Consul))
 		if err != nil {
 			return err
 		}
@@ -95,7 +95,7 @@ func withBroker(open func(*rabbitmq.Client) engine.Resource) func(context.Contex
 		if b, err := n.Servers.Broker(probe); err == nil {
 			return open(b), nil
 		}
-		if err := n.Platform.Init.Restart(ctx, "rabbitmq-server"); err != nil {
+		if err := n.Platform.Init.Restart(ctx, n.Platform.Service(platform.Broker)); err != nil {
 			return nil, err
 		}
 		n.Servers.Redial()
@@ -120,8 +120,9 @@ func watchStopped(n *node.Node) engine.Resource { return stopped(n, "xivo-mesh")
 
 // servicesStopped also stops both brokers, which XiVO's own command leaves running.
 func servicesStopped(n *node.Node) engine.Resource {
-	brokers := []string{"consul", "rabbitmq-server"}
-	all := stopped(n, append([]string{"xivo-ctid", "xivo-dird", "xivo-confd"}, brokers...)...)
+	brokers := []string{n.Platform.Service(platform.Consul), n.Platform.Service(platform.Broker)}
+	daemons := []string{n.Platform.Service(platform.Ctid), n.Platform.Service(platform.Dird), n.Platform.Service(platform.Confd)}
+	all := stopped(n, append(daemons, brokers...)...)
 	return engine.New(all.Diff, func(ctx context.Context) error {
 		if _, err := platform.Run(ctx, n.Platform.Traits.ServiceCommand, "stop"); err != nil {
 			return err
