@@ -61,11 +61,11 @@ func (p *PostProcessor) PostProcess(ctx context.Context, ui packersdk.Ui, artifa
 		}
 		m := newMachine(node.Hostname, node.InstanceID, name, c.Bridge, image)
 		if _, err := os.Lstat(m.disk); err == nil {
-			ui.Message(fmt.Sprintf("Its disk %s is there already, and stays what it is: for a machine from this image, set another instance_id", m.disk))
+			ui.Say(fmt.Sprintf("Its disk %s is there already, and stays what it is: for a machine from this image, set another instance_id", m.disk))
 		}
 		create := m.createDisk() + " && "
-		ui.Message("QEMU:    " + create + m.qemu())
-		ui.Message("libvirt: " + create + m.virtInstall())
+		ui.Say("QEMU:    " + create + m.qemu())
+		ui.Say("libvirt: " + create + m.virtInstall())
 	}
 	if !found {
 		ui.Say("There is no disk image here: give each machine its seed as a disk or CD-ROM")
