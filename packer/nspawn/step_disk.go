@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"slices"
@@ -14,6 +13,7 @@ import (
 
 	"github.com/hashicorp/packer-plugin-sdk/multistep"
 
+	"github.com/xivo-mesh/packer-plugin-xivo/packer/diskimage"
 	"github.com/xivo-mesh/packer-plugin-xivo/packer/nspawn/machine"
 )
 
@@ -99,11 +99,14 @@ func (d *disk) format(ctx context.Context, size int64) (*partition, error) {
 // copy writes a disk image as raw, grows it to size when that is more, and
 // finds its root partition.
 func (d *disk) copy(ctx context.Context, source string, size int64) (*partition, error) {
-	format, err := imageFormat(source)
+	format, err := diskimage.FormatOf(source)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("read the source image: %w", err)
 	}
-	if err := d.sandbox.Run(ctx, "qemu-img", "convert", "-f", format, "-O", "raw", source, d.path); err != nil {
+	if format == diskimage.Unknown {
+		format = diskimage.Raw // a file system, perhaps, without a partition table
+	}
+	if err := d.sandbox.Run(ctx, "qemu-img", "convert", "-f", string(format), "-O", "raw", source, d.path); err != nil {
 		return nil, err
 	}
 	st, err := os.Stat(d.path)
@@ -247,21 +250,4 @@ func mount(ctx context.Context, sandbox *machine.Sandbox, path string, p *partit
 	}
 	options += fmt.Sprintf(",loop,offset=%d,sizelimit=%d", p.start, p.size)
 	return sandbox.Run(ctx, "mount", "-o", options, path, rootDir)
-}
-
-// imageFormat tells qcow2 from raw by what is in the file.
-func imageFormat(name string) (string, error) {
-	f, err := os.Open(name)
-	if err != nil {
-		return "", fmt.Errorf("read the source image: %w", err)
-	}
-	defer f.Close()
-	magic := make([]byte, 4)
-	if _, err := io.ReadFull(f, magic); err != nil {
-		return "", fmt.Errorf("read the source image %s: %w", name, err)
-	}
-	if bytes.Equal(magic, []byte("QFI\xfb")) {
-		return FormatQCOW2, nil
-	}
-	return FormatRaw, nil
 }

@@ -6,10 +6,11 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"regexp"
 	"strings"
 
 	packersdk "github.com/hashicorp/packer-plugin-sdk/packer"
+
+	"github.com/xivo-mesh/packer-plugin-xivo/packer/shell"
 )
 
 // Machine is the machine that is provisioned.
@@ -119,21 +120,7 @@ func (m *Machine) commandLine(argv []string) string {
 	if m.Sudo {
 		argv = append([]string{"sudo", "-n"}, argv...)
 	}
-	quoted := make([]string, len(argv))
-	for i, word := range argv {
-		quoted[i] = quote(word)
-	}
-	return strings.Join(quoted, " ")
-}
-
-var plainWord = regexp.MustCompile(`^[A-Za-z0-9_@%+=:,./-]+$`)
-
-// quote makes one word of a shell's command line.
-func quote(word string) string {
-	if plainWord.MatchString(word) {
-		return word
-	}
-	return "'" + strings.ReplaceAll(word, "'", `'\''`) + "'"
+	return shell.Quote(argv...)
 }
 
 // failed is the error of a command that could not be run to its end.

@@ -1,17 +1,14 @@
 package seediso
 
 import (
-	"bytes"
 	"fmt"
-	"io"
-	"os"
 	"path/filepath"
-	"regexp"
-	"strings"
 
 	"github.com/google/uuid"
-
 	packersdk "github.com/hashicorp/packer-plugin-sdk/packer"
+
+	"github.com/xivo-mesh/packer-plugin-xivo/packer/diskimage"
+	"github.com/xivo-mesh/packer-plugin-xivo/packer/shell"
 )
 
 // What a clone on a command line gets: enough for a small XiVO.
@@ -22,43 +19,28 @@ const (
 
 // disk is a disk image on this host.
 type disk struct {
-	path   string
-	format string // as QEMU calls it
+	path   string // absolute
+	format diskimage.Format
 }
 
-// findDisk returns the first disk image of an artifact. A file is one by its
-// content: builders name them as they please.
+// findDisk returns the first disk image of an artifact.
 func findDisk(artifact packersdk.Artifact) (disk, bool) {
 	for _, name := range artifact.Files() {
-		if d, err := openDisk(name); err == nil && d.format != "" {
+		if d, err := openDisk(name); err == nil && d.format != diskimage.Unknown {
 			return d, true
 		}
 	}
 	return disk{}, false
 }
 
-// openDisk looks at the start of a file. Its format is "" if that is neither a
-// qcow2 image nor a disk with a boot sector.
+// openDisk looks at the content of a file.
 func openDisk(name string) (disk, error) {
-	f, err := os.Open(name)
+	format, err := diskimage.FormatOf(name)
 	if err != nil {
 		return disk{}, err
 	}
-	defer f.Close()
 	path, err := filepath.Abs(name)
-	if err != nil {
-		return disk{}, err
-	}
-	var start [512]byte
-	switch _, err := io.ReadFull(f, start[:]); {
-	case err != nil:
-		return disk{path: path}, nil // too short for a disk
-	case bytes.HasPrefix(start[:], []byte("QFI\xfb")):
-		return disk{path, "qcow2"}, nil
-	case start[510] == 0x55 && start[511] == 0xaa:
-		return disk{path, "raw"}, nil
-	}
-	return disk{path: path}, nil
+	return disk{path, format}, err
 }
 
 // machine is a clone on a command line.
@@ -98,9 +80,9 @@ func (m machine) mac() string {
 // secret of the mesh to it.
 func (m machine) createDisk() string {
 	part := m.disk + ".part"
-	return shell("test", "-e", m.disk) + " || ( umask 077 && " +
-		shell("qemu-img", "convert", "-f", m.image.format, "-O", "qcow2", m.image.path, part) + " && " +
-		shell("mv", part, m.disk) + " )"
+	return shell.Quote("test", "-e", m.disk) + " || ( umask 077 && " +
+		shell.Quote("qemu-img", "convert", "-f", string(m.image.format), "-O", "qcow2", m.image.path, part) + " && " +
+		shell.Quote("mv", part, m.disk) + " )"
 }
 
 // The seed is a disk for both, since kernels for clouds lack the controllers of
@@ -112,7 +94,7 @@ func (m machine) qemu() string {
 	if m.bridge != "" {
 		nic = "bridge,br=" + m.bridge
 	}
-	return shell("qemu-system-x86_64", "-name", m.name, "-uuid", m.id.String(),
+	return shell.Quote("qemu-system-x86_64", "-name", m.name, "-uuid", m.id.String(),
 		"-machine", "pc", "-accel", "kvm", "-accel", "tcg", "-m", fmt.Sprint(memoryMiB), "-smp", fmt.Sprint(cpus),
 		"-drive", "file="+m.disk+",format=qcow2,if=virtio",
 		"-drive", "file="+m.seed+",format=raw,if=virtio,readonly=on",
@@ -126,22 +108,10 @@ func (m machine) virtInstall() string {
 	if m.bridge != "" {
 		network = "bridge=" + m.bridge
 	}
-	return shell("virt-install", "--name", m.name, "--uuid", m.id.String(), "--import",
+	return shell.Quote("virt-install", "--name", m.name, "--uuid", m.id.String(), "--import",
 		"--memory", fmt.Sprint(memoryMiB), "--vcpus", fmt.Sprint(cpus), "--os-variant", "generic",
 		"--disk", "path="+m.disk+",format=qcow2,bus=virtio",
 		"--disk", "path="+m.seed+",format=raw,bus=virtio,readonly=on",
 		"--network", network+",model=virtio,mac="+m.mac(),
 		"--noautoconsole")
-}
-
-var plainWord = regexp.MustCompile(`^[A-Za-z0-9_@%+=:,./-]+$`)
-
-// shell quotes the words for a shell.
-func shell(words ...string) string {
-	for i, w := range words {
-		if !plainWord.MatchString(w) {
-			words[i] = "'" + strings.ReplaceAll(w, "'", `'\''`) + "'"
-		}
-	}
-	return strings.Join(words, " ")
 }

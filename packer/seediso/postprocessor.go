@@ -12,6 +12,8 @@ import (
 
 	"github.com/hashicorp/hcl/v2/hcldec"
 	packersdk "github.com/hashicorp/packer-plugin-sdk/packer"
+
+	"github.com/xivo-mesh/packer-plugin-xivo/packer/diskimage"
 )
 
 // PostProcessor is the Packer post-processor.
@@ -80,7 +82,7 @@ func (c *Config) disk(artifact packersdk.Artifact) (_ disk, found bool, err erro
 		return d, found, nil
 	}
 	d, err := openDisk(c.Image)
-	if err == nil && d.format == "" {
+	if err == nil && d.format == diskimage.Unknown {
 		err = fmt.Errorf("%s is neither a qcow2 image nor a disk with a boot sector", c.Image)
 	}
 	return d, err == nil, err
