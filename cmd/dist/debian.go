@@ -71,19 +71,7 @@ var debianScripts embed.FS
 // image, at the same places, with man pages and completions.
 func (r *release) debianPackage(ctx context.Context, arch machine) error {
 	dir := filepath.Join(r.tmp, arch.debian)
-	p := &debian{dir: dir, date: r.date, config: debianConfig{
-		Name: "xivo-firstboot", Arch: arch.debian, Schema: "none",
-		// A prerelease sorts before its release.
-		Version:     strings.ReplaceAll(version.Version.String(), "-", "~"),
-		Section:     "admin",
-		Priority:    "optional",
-		Maintainer:  "packer-plugin-xivo maintainers <xivo-mesh@localhost>",
-		Homepage:    "https://github.com/xivo-mesh/packer-plugin-xivo",
-		Description: debianDescription,
-		Recommends:  []string{"cloud-init"},
-		MTime:       r.date,
-		Scripts:     map[string]string{},
-	}}
+	p := &debian{dir: dir, date: r.date, config: newDebianConfig(arch, r.date)}
 	for _, add := range []func() error{
 		func() error { return p.copy(cloudinit.BinaryPath, 0o755, arch.firstboot()) },
 		p.image,
@@ -109,6 +97,23 @@ func (r *release) debianPackage(ctx context.Context, arch machine) error {
 	fmt.Fprintln(r.log, "packing", deb)
 	return r.finish(exec.CommandContext(ctx, "go", "-C", "test/tools/nfpm", "tool", "nfpm",
 		"package", "--packager=deb", "--config="+name, "--target="+filepath.Join(r.out, deb)))
+}
+
+// newDebianConfig describes the package, without what is in it.
+func newDebianConfig(arch machine, date time.Time) debianConfig {
+	return debianConfig{
+		Name: "xivo-firstboot", Arch: arch.debian, Schema: "none",
+		// A prerelease sorts before its release.
+		Version:     strings.ReplaceAll(version.Version.String(), "-", "~"),
+		Section:     "admin",
+		Priority:    "optional",
+		Maintainer:  "packer-plugin-xivo maintainers <xivo-mesh@localhost>",
+		Homepage:    "https://github.com/xivo-mesh/packer-plugin-xivo",
+		Description: debianDescription,
+		Recommends:  []string{"cloud-init"},
+		MTime:       date,
+		Scripts:     map[string]string{},
+	}
 }
 
 // debian is a package under way.

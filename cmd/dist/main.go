@@ -74,11 +74,22 @@ func run(ctx context.Context, args []string, log io.Writer) (err error) {
 	if err := errors.Join(os.RemoveAll(r.out), os.MkdirAll(r.out, 0o755)); err != nil {
 		return err
 	}
+	if err := r.plugins(ctx, *platforms); err != nil {
+		return err
+	}
+	if err := r.debianPackages(ctx); err != nil {
+		return err
+	}
+	return r.sums("SHA256SUMS", "*")
+}
 
+// plugins makes the plugin for each of the platforms, which commas separate, and
+// the list of their checksums.
+func (r *release) plugins(ctx context.Context, platforms string) error {
 	if err := r.embed(ctx); err != nil {
 		return err
 	}
-	for platform := range strings.SplitSeq(*platforms, ",") {
+	for platform := range strings.SplitSeq(platforms, ",") {
 		goos, goarch, ok := strings.Cut(platform, "/")
 		if !ok {
 			return fmt.Errorf("%q is not a platform, such as linux/amd64", platform)
@@ -88,9 +99,12 @@ func run(ctx context.Context, args []string, log io.Writer) (err error) {
 		}
 	}
 	// Packer reads this one, and wants nothing but plugins in it.
-	if err := r.sums(pluginName()+"_SHA256SUMS", "*.zip"); err != nil {
-		return err
-	}
+	return r.sums(pluginName()+"_SHA256SUMS", "*.zip")
+}
+
+// debianPackages makes the package of xivo-firstboot for each architecture that
+// XiVO's machines have.
+func (r *release) debianPackages(ctx context.Context) error {
 	r.here = filepath.Join(r.tmp, "xivo-firstboot")
 	if err := r.build(ctx, runtime.GOOS, runtime.GOARCH, "", r.here, "./cmd/xivo-firstboot"); err != nil {
 		return err
@@ -100,7 +114,7 @@ func run(ctx context.Context, args []string, log io.Writer) (err error) {
 			return fmt.Errorf("the Debian package for %s: %w", arch.debian, err)
 		}
 	}
-	return r.sums("SHA256SUMS", "*")
+	return nil
 }
 
 // sourceDate is the date that the results have.

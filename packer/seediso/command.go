@@ -2,6 +2,7 @@ package seediso
 
 import (
 	"fmt"
+	"os"
 	"path/filepath"
 
 	"github.com/google/uuid"
@@ -83,6 +84,16 @@ func (m machine) createDisk() string {
 	return shell.Quote("test", "-e", m.disk) + " || ( umask 077 && " +
 		shell.Quote("qemu-img", "convert", "-f", string(m.image.format), "-O", "qcow2", m.image.path, part) + " && " +
 		shell.Quote("mv", part, m.disk) + " )"
+}
+
+// show tells the command lines that create the clone's disk and boot it.
+func (m machine) show(ui packersdk.Ui) {
+	if _, err := os.Lstat(m.disk); err == nil {
+		ui.Say(fmt.Sprintf("Its disk %s is there already, and stays what it is: for a machine from this image, set another instance_id", m.disk))
+	}
+	create := m.createDisk() + " && "
+	ui.Say("QEMU:    " + create + m.qemu())
+	ui.Say("libvirt: " + create + m.virtInstall())
 }
 
 // The seed is a disk for both, since kernels for clouds lack the controllers of
