@@ -27,10 +27,11 @@ func TestQuoteIsOneWordOfAShell(t *testing.T) {
 
 func TestAShellReadsTheSameWords(t *testing.T) {
 	words := []string{"", "plain", "two words", "it's", "$HOME `id` \\ \"x\"", "*", "~", "#", "a\n b\n", "-e"}
-	asked := slices.Clone(words)
-	line := shell.Quote(append([]string{"printf", `%s\000`}, words...)...)
-	if !slices.Equal(words, asked) {
-		t.Errorf("the caller's words were changed: %q", words)
+	argv := append([]string{"printf", `%s\000`}, words...)
+	before := slices.Clone(argv)
+	line := shell.Quote(argv...)
+	if !slices.Equal(argv, before) {
+		t.Errorf("the caller's words were changed: %q", argv)
 	}
 	out, err := exec.Command("sh", "-c", line).Output()
 	if err != nil {
