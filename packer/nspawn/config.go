@@ -188,8 +188,8 @@ func (c *Config) workPath() string {
 	return filepath.Join(c.OutputDirectory, "."+c.ImageName+".work")
 }
 
-// isInside says whether a file or folder is in another one or is that, by its
-// name or by where links lead to.
+// isInside says whether a file or folder is below a folder, or is that folder, by
+// its path as written or with the links followed. Both paths are absolute.
 func isInside(name, folder string) bool {
 	in := func(name, folder string) bool {
 		path, err := filepath.Rel(folder, name)

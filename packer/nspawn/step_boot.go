@@ -40,11 +40,12 @@ func (s *stepBoot) machine(sandbox *machine.Sandbox) (_ *machine.Machine, enviro
 		Root:    rootDir,
 		Network: machine.Network{Uplink: s.config.Network == NetworkUplink},
 		BootArgs: []string{
-			// This boot is no instance's first one: nothing of it may stay.
+			// cloud-init would take this for the first boot of an instance, and leave
+			// its state in the image.
 			"cloud-init=disabled",
-			// The network is there before the machine is.
+			// The sandbox has set the network up.
 			"systemd.mask=networking.service",
-			// fstab speaks of the disk that the image will be on.
+			// fstab names the disk of the image, which the machine does not see.
 			"systemd.mask=systemd-remount-fs.service",
 		},
 	}
@@ -69,7 +70,7 @@ func (s *stepBoot) boot(ctx context.Context, m *machine.Machine, ui packersdk.Ui
 	}
 	ui.Say(fmt.Sprintf("The machine is up (%s)", time.Since(start).Round(100*time.Millisecond)))
 	if len(failed) > 0 {
-		// Not our judgement: some units cannot work in a container at all.
+		// No error: some units cannot work in a container at all.
 		ui.Say("Units that failed: " + strings.Join(failed, ", "))
 	}
 	return nil

@@ -29,8 +29,9 @@ func (p *PostProcessor) ConfigSpec() hcldec.ObjectSpec { return p.config.FlatMap
 // Configure checks the configuration.
 func (p *PostProcessor) Configure(raws ...any) error { return p.config.Prepare(raws...) }
 
-// PostProcess writes the seeds and hands the artifact on. That is always kept:
-// the seeds are nothing without the image.
+// PostProcess writes the seeds, each complete or not at all, and hands the
+// artifact on. Packer keeps the artifact whatever keep_input_artifact says, since
+// the clones boot from its image. An error may leave seeds of earlier nodes.
 func (p *PostProcessor) PostProcess(ctx context.Context, ui packersdk.Ui, artifact packersdk.Artifact) (_ packersdk.Artifact, keep, forceKeep bool, err error) {
 	if err := p.config.writeSeeds(ctx, ui, artifact); err != nil {
 		return nil, false, false, fmt.Errorf("xivo-seed: %w", err)
@@ -66,7 +67,7 @@ func (c *Config) writeSeeds(ctx context.Context, ui packersdk.Ui, artifact packe
 		}
 		ui.Say(fmt.Sprintf("%s: its seed is %s (instance id %s)", node.Hostname, name, node.InstanceID))
 		if found {
-			newMachine(node.Hostname, node.InstanceID, name, c.Bridge, image).show(ui)
+			newClone(node.Hostname, node.InstanceID, name, c.Bridge, image).show(ui)
 		}
 	}
 	if !found {

@@ -52,7 +52,7 @@ type Bind struct {
 // SeedDir is where cloud-init's NoCloud looks for a seed in a machine.
 const SeedDir = "/var/lib/cloud/seed/nocloud"
 
-// poll is how often a state is looked at that nobody announces.
+// poll is the interval at which a state is read for which there is no event.
 const poll = 100 * time.Millisecond
 
 // enterCgroups moves into the groups named before "--" and becomes the command
@@ -155,8 +155,8 @@ func (m *Machine) nspawnArgs(ctx context.Context) ([]string, error) {
 	if err := os.MkdirAll(m.Sandbox.Path(root), 0o755); err != nil {
 		return nil, fmt.Errorf("machine %s: %w", m.Name, err)
 	}
-	// nspawn leaves a lock file beside the root that it is given; beside this
-	// one it is in nobody's way.
+	// nspawn leaves a lock file beside the root that it is given: beside this mount,
+	// it ends with the sandbox.
 	if err := m.Sandbox.Run(ctx, "mount", "--bind", m.Root, root); err != nil {
 		return nil, err
 	}
@@ -302,7 +302,8 @@ func (m *Machine) Poweroff(ctx context.Context) error {
 	return fmt.Errorf("machine %s was cut off: %w", m.Name, err)
 }
 
-// Cut ends the machine at once, as a power cut does: nothing in it is told.
+// Cut ends the machine at once, as a power cut does: its processes are killed, and
+// none of them is asked to stop. A machine that is down is no error.
 func (m *Machine) Cut() {
 	if m.exited != nil {
 		m.kill()

@@ -74,8 +74,9 @@ func NewSandbox(ctx context.Context) (_ *Sandbox, err error) {
 // startHolder starts the process that holds the namespaces until the pipe from
 // us closes.
 func (s *Sandbox) startHolder() (err error) {
-	// cat is the smallest thing that waits for a pipe to close. As the first
-	// process of its namespace it is deaf to Ctrl-C as well.
+	// cat is the smallest program that ends when a pipe closes. As the first process
+	// of its namespace it ignores the signals that it has no handler for, such as
+	// that of Ctrl-C.
 	s.holder = exec.Command("cat")
 	s.holder.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWNET | syscall.CLONE_NEWPID,
