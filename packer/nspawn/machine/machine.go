@@ -49,6 +49,16 @@ type Bind struct {
 	ReadOnly       bool
 }
 
+// option is nspawn's, for which a colon ends a path.
+func (b Bind) option() string {
+	option := "--bind="
+	if b.ReadOnly {
+		option = "--bind-ro="
+	}
+	escape := strings.NewReplacer(`\`, `\\`, ":", `\:`).Replace
+	return option + escape(b.Source) + ":" + escape(b.Target)
+}
+
 // SeedDir is where cloud-init's NoCloud looks for a seed in a machine.
 const SeedDir = "/var/lib/cloud/seed/nocloud"
 
@@ -179,12 +189,7 @@ func (m *Machine) nspawnArgs(ctx context.Context) ([]string, error) {
 		binds = append(slices.Clone(binds), Bind{Source: resolv, Target: "/etc/resolv.conf", ReadOnly: true})
 	}
 	for _, b := range binds {
-		option := "--bind="
-		if b.ReadOnly {
-			option = "--bind-ro="
-		}
-		escape := strings.NewReplacer(`\`, `\\`, ":", `\:`).Replace
-		argv = append(argv, option+escape(b.Source)+":"+escape(b.Target))
+		argv = append(argv, b.option())
 	}
 	return slices.Concat(argv, []string{"--boot", "--"}, m.BootArgs), nil
 }
