@@ -73,12 +73,18 @@ func (n SeedNode) files() (map[string][]byte, error) {
 		// NoCloud takes no seed without this file.
 		files["user-data"] = []byte("#cloud-config\n{}\n")
 	}
-	if !n.Address.IsValid() {
-		return files, nil
+	if n.Address.IsValid() {
+		if n.Interface == "" {
+			return nil, fmt.Errorf("address %s: no interface is named for it", n.Address)
+		}
+		files["network-config"] = n.networkConfig()
 	}
-	if n.Interface == "" {
-		return nil, fmt.Errorf("address %s: no interface is named for it", n.Address)
-	}
+	return files, nil
+}
+
+// networkConfig gives the interface the address, in version 1 of cloud-init's
+// network configuration.
+func (n SeedNode) networkConfig() []byte {
 	subnet := mapping{{"type", "static"}, {"address", n.Address.String()}}
 	if n.Gateway.IsValid() {
 		subnet = append(subnet, entry{"gateway", n.Gateway.String()})
@@ -90,7 +96,7 @@ func (n SeedNode) files() (map[string][]byte, error) {
 		}
 		subnet = append(subnet, entry{"dns_nameservers", servers})
 	}
-	files["network-config"] = render(mapping{
+	return render(mapping{
 		{"version", 1},
 		{"config", []mapping{{
 			{"type", "physical"},
@@ -98,7 +104,6 @@ func (n SeedNode) files() (map[string][]byte, error) {
 			{"subnets", []mapping{subnet}},
 		}}},
 	})
-	return files, nil
 }
 
 // UserData renders the document as a cloud-config with the key `xivo`. The

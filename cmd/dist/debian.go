@@ -19,14 +19,14 @@ import (
 	"github.com/xivo-mesh/packer-plugin-xivo/packer/version"
 )
 
-// machine is an architecture that XiVO's machines have.
-type machine struct{ golang, debian string }
+// architecture is one that XiVO's machines have, as Go and as Debian call it.
+type architecture struct{ golang, debian string }
 
-var machines = []machine{{"amd64", "amd64"}, {"386", "i386"}}
+var architectures = []architecture{{"amd64", "amd64"}, {"386", "i386"}}
 
-// firstboot is where its build of xivo-firstboot is.
-func (m machine) firstboot() string {
-	return filepath.Join("packer/embedded", "linux_"+m.golang, "xivo-firstboot")
+// firstboot is where the plugin embeds the build of xivo-firstboot from.
+func (a architecture) firstboot() string {
+	return filepath.Join("packer/embedded", "linux_"+a.golang, "xivo-firstboot")
 }
 
 // debianConfig is what nfpm reads: as YAML, which JSON is as well.
@@ -48,13 +48,13 @@ type debianConfig struct {
 
 // debianFile is a file, or a link whose target is Source.
 type debianFile struct {
-	Source string       `json:"src"`
-	Path   string       `json:"dst"`
-	Type   string       `json:"type,omitempty"`
-	Info   debianAspect `json:"file_info"`
+	Source string         `json:"src"`
+	Path   string         `json:"dst"`
+	Type   string         `json:"type,omitempty"`
+	Info   debianFileInfo `json:"file_info"`
 }
 
-type debianAspect struct {
+type debianFileInfo struct {
 	Mode  fs.FileMode `json:"mode,omitempty"`
 	MTime time.Time   `json:"mtime"`
 }
@@ -67,28 +67,16 @@ that nobody asked to change, nothing is changed.`
 //go:embed debian
 var debianScripts embed.FS
 
-// debianPackage builds the package of xivo-firstboot: what the seal puts into an
+// packDebian builds the package of xivo-firstboot: what the seal puts into an
 // image, at the same places, with man pages and completions.
-func (r *release) debianPackage(ctx context.Context, arch machine) error {
+func (r *release) packDebian(ctx context.Context, arch architecture) error {
 	dir := filepath.Join(r.tmp, arch.debian)
-	p := &debian{dir: dir, date: r.date, config: debianConfig{
-		Name: "xivo-firstboot", Arch: arch.debian, Schema: "none",
-		// A prerelease sorts before its release.
-		Version:     strings.ReplaceAll(version.Version.String(), "-", "~"),
-		Section:     "admin",
-		Priority:    "optional",
-		Maintainer:  "packer-plugin-xivo maintainers <xivo-mesh@localhost>",
-		Homepage:    "https://github.com/xivo-mesh/packer-plugin-xivo",
-		Description: debianDescription,
-		Recommends:  []string{"cloud-init"},
-		MTime:       r.date,
-		Scripts:     map[string]string{},
-	}}
+	p := &debianPackage{dir: dir, date: r.date, config: newDebianConfig(arch, r.date)}
 	for _, add := range []func() error{
 		func() error { return p.copy(cloudinit.BinaryPath, 0o755, arch.firstboot()) },
 		p.image,
 		p.manual,
-		func() error { return p.completions(ctx, r.here) },
+		func() error { return p.completions(ctx, r.native) },
 		func() error { return p.copy("/usr/share/doc/xivo-firstboot/copyright", 0o644, "LICENSE") },
 		func() error { return p.compressed("/usr/share/doc/xivo-firstboot/changelog.gz", "CHANGELOG.md") },
 		p.scripts,
@@ -111,15 +99,32 @@ func (r *release) debianPackage(ctx context.Context, arch machine) error {
 		"package", "--packager=deb", "--config="+name, "--target="+filepath.Join(r.out, deb)))
 }
 
-// debian is a package under way.
-type debian struct {
+// newDebianConfig describes the package, without what is in it.
+func newDebianConfig(arch architecture, date time.Time) debianConfig {
+	return debianConfig{
+		Name: "xivo-firstboot", Arch: arch.debian, Schema: "none",
+		// A prerelease sorts before its release.
+		Version:     strings.ReplaceAll(version.Version.String(), "-", "~"),
+		Section:     "admin",
+		Priority:    "optional",
+		Maintainer:  "packer-plugin-xivo maintainers <xivo-mesh@localhost>",
+		Homepage:    "https://github.com/xivo-mesh/packer-plugin-xivo",
+		Description: debianDescription,
+		Recommends:  []string{"cloud-init"},
+		MTime:       date,
+		Scripts:     map[string]string{},
+	}
+}
+
+// debianPackage collects what goes into a package.
+type debianPackage struct {
 	dir    string // its files, below files/
 	date   time.Time
 	config debianConfig
 }
 
 // add puts a file into the package.
-func (p *debian) add(path string, mode fs.FileMode, content []byte) error {
+func (p *debianPackage) add(path string, mode fs.FileMode, content []byte) error {
 	source := filepath.Join(p.dir, "files", path)
 	if err := os.MkdirAll(filepath.Dir(source), 0o755); err != nil {
 		return err
@@ -131,11 +136,11 @@ func (p *debian) add(path string, mode fs.FileMode, content []byte) error {
 	if strings.HasPrefix(path, "/etc/") {
 		kind = "config" // what an administrator changed stays
 	}
-	p.config.Contents = append(p.config.Contents, debianFile{source, path, kind, debianAspect{mode, p.date}})
+	p.config.Contents = append(p.config.Contents, debianFile{source, path, kind, debianFileInfo{mode, p.date}})
 	return nil
 }
 
-func (p *debian) copy(path string, mode fs.FileMode, from string) error {
+func (p *debianPackage) copy(path string, mode fs.FileMode, from string) error {
 	content, err := os.ReadFile(from)
 	if err != nil {
 		return err
@@ -143,7 +148,7 @@ func (p *debian) copy(path string, mode fs.FileMode, from string) error {
 	return p.add(path, mode, content)
 }
 
-func (p *debian) compressed(path, from string) error {
+func (p *debianPackage) compressed(path, from string) error {
 	content, err := os.ReadFile(from)
 	if err != nil {
 		return err
@@ -163,19 +168,19 @@ func (p *debian) compressed(path, from string) error {
 }
 
 // image adds what every image has.
-func (p *debian) image() error {
+func (p *debianPackage) image() error {
 	for _, f := range cloudinit.ImageFiles() {
 		if err := p.add(f.Path, f.Mode, f.Content); err != nil {
 			return err
 		}
 	}
 	for _, l := range cloudinit.Links() {
-		p.config.Contents = append(p.config.Contents, debianFile{l.Target, l.Path, "symlink", debianAspect{MTime: p.date}})
+		p.config.Contents = append(p.config.Contents, debianFile{l.Target, l.Path, "symlink", debianFileInfo{MTime: p.date}})
 	}
 	return nil
 }
 
-func (p *debian) manual() error {
+func (p *debianPackage) manual() error {
 	pages, err := filepath.Glob("docs/man/*.8")
 	if err != nil || len(pages) == 0 {
 		return fmt.Errorf("no man page in docs/man (%v): run make generate", err)
@@ -189,7 +194,7 @@ func (p *debian) manual() error {
 }
 
 // completions adds what the program itself says to complete.
-func (p *debian) completions(ctx context.Context, program string) error {
+func (p *debianPackage) completions(ctx context.Context, program string) error {
 	for _, c := range []struct{ shell, path string }{
 		{"bash", "/usr/share/bash-completion/completions/xivo-firstboot"},
 		{"fish", "/usr/share/fish/vendor_completions.d/xivo-firstboot.fish"},
@@ -207,7 +212,7 @@ func (p *debian) completions(ctx context.Context, program string) error {
 }
 
 // scripts adds what dpkg runs.
-func (p *debian) scripts() error {
+func (p *debianPackage) scripts() error {
 	scripts, err := template.ParseFS(debianScripts, "debian/*")
 	if err != nil {
 		return err

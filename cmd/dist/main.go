@@ -40,13 +40,13 @@ func main() {
 // allPlatforms are those that the plugin is released for.
 const allPlatforms = "linux/amd64,linux/arm64,darwin/amd64,darwin/arm64"
 
-// release is one run.
+// release is one run of this program.
 type release struct {
-	out  string // folder of the results
-	tmp  string
-	here string // xivo-firstboot for this machine
-	date time.Time
-	log  io.Writer
+	out    string // folder of the results
+	tmp    string // removed in the end
+	native string // xivo-firstboot for this machine, which prints the completions
+	date   time.Time
+	log    io.Writer
 }
 
 func run(ctx context.Context, args []string, log io.Writer) (err error) {
@@ -74,11 +74,22 @@ func run(ctx context.Context, args []string, log io.Writer) (err error) {
 	if err := errors.Join(os.RemoveAll(r.out), os.MkdirAll(r.out, 0o755)); err != nil {
 		return err
 	}
+	if err := r.plugins(ctx, *platforms); err != nil {
+		return err
+	}
+	if err := r.debianPackages(ctx); err != nil {
+		return err
+	}
+	return r.sums("SHA256SUMS", "*")
+}
 
+// plugins makes the plugin for each of the platforms, which commas separate, and
+// the list of their checksums.
+func (r *release) plugins(ctx context.Context, platforms string) error {
 	if err := r.embed(ctx); err != nil {
 		return err
 	}
-	for platform := range strings.SplitSeq(*platforms, ",") {
+	for platform := range strings.SplitSeq(platforms, ",") {
 		goos, goarch, ok := strings.Cut(platform, "/")
 		if !ok {
 			return fmt.Errorf("%q is not a platform, such as linux/amd64", platform)
@@ -88,19 +99,22 @@ func run(ctx context.Context, args []string, log io.Writer) (err error) {
 		}
 	}
 	// Packer reads this one, and wants nothing but plugins in it.
-	if err := r.sums(pluginName()+"_SHA256SUMS", "*.zip"); err != nil {
+	return r.sums(pluginName()+"_SHA256SUMS", "*.zip")
+}
+
+// debianPackages makes the package of xivo-firstboot for each architecture that
+// XiVO's machines have.
+func (r *release) debianPackages(ctx context.Context) error {
+	r.native = filepath.Join(r.tmp, "xivo-firstboot")
+	if err := r.build(ctx, runtime.GOOS, runtime.GOARCH, "", r.native, "./cmd/xivo-firstboot"); err != nil {
 		return err
 	}
-	r.here = filepath.Join(r.tmp, "xivo-firstboot")
-	if err := r.build(ctx, runtime.GOOS, runtime.GOARCH, "", r.here, "./cmd/xivo-firstboot"); err != nil {
-		return err
-	}
-	for _, arch := range machines {
-		if err := r.debianPackage(ctx, arch); err != nil {
+	for _, arch := range architectures {
+		if err := r.packDebian(ctx, arch); err != nil {
 			return fmt.Errorf("the Debian package for %s: %w", arch.debian, err)
 		}
 	}
-	return r.sums("SHA256SUMS", "*")
+	return nil
 }
 
 // sourceDate is the date that the results have.
@@ -130,7 +144,7 @@ func (r *release) build(ctx context.Context, goos, goarch, ldflags, out, pkg str
 	return r.finish(cmd)
 }
 
-// finish runs a command; what it says is in the error.
+// finish runs a command to its end. Its output is shown in the error alone.
 func (r *release) finish(cmd *exec.Cmd) error {
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("%s: %w: %s", strings.Join(cmd.Args, " "), err, strings.TrimSpace(string(out)))

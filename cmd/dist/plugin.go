@@ -40,7 +40,7 @@ func (r *release) embed(ctx context.Context) error {
 			return err
 		}
 	}
-	for _, arch := range machines {
+	for _, arch := range architectures {
 		if err := r.build(ctx, "linux", arch.golang, "-X main.version="+version.Version.String(), arch.firstboot(), "./cmd/xivo-firstboot"); err != nil {
 			return err
 		}
@@ -62,7 +62,7 @@ func (r *release) plugin(ctx context.Context, goos, goarch string) error {
 		}
 	}
 	return writeZip(filepath.Join(r.out, name+".zip"), r.date,
-		packed{name, program, 0o755}, packed{"LICENSE", "LICENSE", 0o644})
+		zipEntry{name, program, 0o755}, zipEntry{"LICENSE", "LICENSE", 0o644})
 }
 
 // checkDescription asks the plugin what Packer asks when it installs it: a
@@ -85,13 +85,13 @@ func checkDescription(ctx context.Context, program string) error {
 	return nil
 }
 
-// packed is a file that goes into a zip.
-type packed struct {
+// zipEntry is a file that goes into a zip.
+type zipEntry struct {
 	name, from string
 	mode       os.FileMode
 }
 
-func writeZip(to string, date time.Time, files ...packed) (err error) {
+func writeZip(to string, date time.Time, files ...zipEntry) (err error) {
 	f, err := os.Create(to)
 	if err != nil {
 		return err

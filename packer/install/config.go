@@ -4,15 +4,15 @@ package install
 
 import (
 	"cmp"
-	"fmt"
 	"regexp"
 	"strings"
 	"time"
 
 	"github.com/hashicorp/packer-plugin-sdk/common"
-	packersdk "github.com/hashicorp/packer-plugin-sdk/packer"
 	"github.com/hashicorp/packer-plugin-sdk/template/config"
 	"github.com/hashicorp/packer-plugin-sdk/template/interpolate"
+
+	"github.com/xivo-mesh/packer-plugin-xivo/packer/configuration"
 )
 
 // Config is the provisioner's configuration.
@@ -75,14 +75,11 @@ func (c *Config) Prepare(raws ...any) error {
 		return err
 	}
 
-	var errs *packersdk.MultiError
-	fail := func(format string, args ...any) {
-		errs = packersdk.MultiErrorAppend(errs, fmt.Errorf(format, args...))
-	}
+	var problems configuration.Problems
 	if c.XivoVersion == "" {
-		fail("xivo_version is required: for example 16.03")
+		problems.Addf("xivo_version is required: for example 16.03")
 	} else if c.release, err = releaseOf(c.XivoVersion); err != nil {
-		fail("xivo_version: %w", err)
+		problems.Addf("xivo_version: %w", err)
 	}
 
 	c.Mirror = cmp.Or(c.Mirror, c.release.product.mirror)
@@ -92,21 +89,18 @@ func (c *Config) Prepare(raws ...any) error {
 
 	c.Mirror = strings.TrimRight(c.Mirror, "/")
 	if c.Mirror != "" && !mirrorURL.MatchString(c.Mirror) {
-		fail("mirror: must be an http or https URL of host, port and path, such as %s", productXiVO.mirror)
+		problems.Addf("mirror: must be an http or https URL of host, port and path, such as %s", productXiVO.mirror)
 	}
 	if c.ScriptPath != "" && !scriptPath.MatchString(c.ScriptPath) {
-		fail("script_path %q: must be a path on the mirror, such as %s", c.ScriptPath, productXiVO.script)
+		problems.Addf("script_path %q: must be a path on the mirror, such as %s", c.ScriptPath, productXiVO.script)
 	}
 	if c.AptRetries < 0 {
-		fail("apt_retries must not be negative")
+		problems.Addf("apt_retries must not be negative")
 	}
 	if c.Timeout < 0 {
-		fail("timeout must not be negative")
+		problems.Addf("timeout must not be negative")
 	}
-	if errs != nil && len(errs.Errors) > 0 {
-		return errs
-	}
-	return nil
+	return problems.Err()
 }
 
 // fromArchive tells whether Debian's packages are to come from

@@ -24,9 +24,10 @@ const (
 	// debianFile says which Debian it is; the install script reads it too.
 	debianFile  = "/etc/debian_version"
 	sourcesFile = "/etc/apt/sources.list"
-	// scriptFile is where only root may write. It is gone when all went well.
+	// scriptFile is where only root may write. It is removed after an installation
+	// that succeeded.
 	scriptFile = "/root/xivo_install.sh"
-	// aptFile is how apt behaves during the installation; gone afterwards too.
+	// aptFile has apt's settings for the installation, and is removed after it.
 	aptFile = "/etc/apt/apt.conf.d/99xivo-install"
 	// archiveFile stays, as the sources of archive.debian.org do. apt reads no
 	// file whose name has a dot in it, .conf apart.
@@ -61,16 +62,16 @@ func (p *Provisioner) Prepare(raws ...any) error { return p.config.Prepare(raws.
 // left as it is. Another version, another Debian or a mirror that does not have
 // it is an error before anything is changed.
 func (p *Provisioner) Provision(ctx context.Context, ui packersdk.Ui, comm packersdk.Communicator, _ map[string]any) error {
-	late := fmt.Errorf("not finished within timeout = %s", p.config.Timeout)
-	ctx, cancel := context.WithTimeoutCause(ctx, p.config.Timeout, late)
+	ctx, cancel := context.WithTimeoutCause(ctx, p.config.Timeout,
+		fmt.Errorf("not finished within timeout = %s", p.config.Timeout))
 	defer cancel()
 	m := &remote.Machine{UI: ui, Communicator: comm, Sudo: p.config.Sudo}
 
-	there, err := p.preflight(ctx, m)
+	installed, err := p.preflight(ctx, m)
 	if err != nil {
 		return fmt.Errorf("xivo-install: %w; nothing was installed", err)
 	}
-	if there {
+	if installed {
 		ui.Say(fmt.Sprintf("%s is already installed: nothing to do", p.name()))
 		return nil
 	}
@@ -86,9 +87,10 @@ func (p *Provisioner) name() string {
 	return p.config.release.product.name + " " + p.config.XivoVersion
 }
 
-// preflight tells whether the version is there already, or leaves the script in
-// the machine, ready to run. Nothing else is changed.
-func (p *Provisioner) preflight(ctx context.Context, m *remote.Machine) (there bool, err error) {
+// preflight says whether the wanted version is installed already. If it is not,
+// the install script is in the machine afterwards, ready to run; after an error,
+// nothing is.
+func (p *Provisioner) preflight(ctx context.Context, m *remote.Machine) (installed bool, err error) {
 	switch version, there, err := m.ReadWord(ctx, platform.VersionFile); {
 	case err != nil:
 		return false, fmt.Errorf("read the machine's XiVO version: %w", err)
@@ -241,7 +243,7 @@ func (f *fetcher) file(ctx context.Context, file, to string) error {
 	case err == nil || !errors.As(err, &exit):
 		return err
 	case exit.Status == f.refused:
-		return fmt.Errorf("the mirror %s answers and does not have %s (%s): check xivo_version, mirror and script_path", f.mirror, file, exit.Said)
+		return fmt.Errorf("the mirror %s answers and does not have %s (%s): check xivo_version, mirror and script_path", f.mirror, file, exit.Stderr)
 	default:
 		return fmt.Errorf("the machine cannot reach the mirror %s (%w): check the machine's network and name server, or set mirror to one that it can reach", f.mirror, exit)
 	}

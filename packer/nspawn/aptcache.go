@@ -19,9 +19,9 @@ Binary::apt::APT::Keep-Downloaded-Packages "true";
 APT::Sandbox::User "root";
 `
 
-// aptCache shows a folder of the host to a machine's apt: what to bind, and the
-// environment in which apt uses it. The image's own configuration is not
-// touched, so that nothing of it has to be taken back.
+// aptCache makes a folder of the host, if it is missing, and returns what a machine
+// needs to use it as apt's cache: what to bind, and the environment of apt. The
+// image's own configuration of apt stays as it is.
 func aptCache(sandbox *machine.Sandbox, folder string) (binds []machine.Bind, environment []string, err error) {
 	if err := os.MkdirAll(filepath.Join(folder, "partial"), 0o755); err != nil {
 		return nil, nil, fmt.Errorf("apt_cache: %w", err)

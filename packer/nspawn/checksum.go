@@ -35,7 +35,8 @@ func parseChecksum(s string) (*checksum, error) {
 	return c, nil
 }
 
-// verify returns an error when the file has another digest, or ctx ends.
+// verify reads the file. The error is of a digest that differs, of reading, or
+// that of ctx when it ends first.
 func (c *checksum) verify(ctx context.Context, name string) error {
 	f, err := os.Open(name)
 	if err != nil {

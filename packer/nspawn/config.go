@@ -13,9 +13,10 @@ import (
 	"time"
 
 	"github.com/hashicorp/packer-plugin-sdk/common"
-	packersdk "github.com/hashicorp/packer-plugin-sdk/packer"
 	"github.com/hashicorp/packer-plugin-sdk/template/config"
 	"github.com/hashicorp/packer-plugin-sdk/template/interpolate"
+
+	"github.com/xivo-mesh/packer-plugin-xivo/packer/configuration"
 )
 
 // Values of Config.Network.
@@ -85,75 +86,92 @@ func (c *Config) Prepare(raws ...any) ([]string, error) {
 		return nil, err
 	}
 
-	name := c.PackerBuildName
-	if name == "" {
-		name = "xivo"
+	c.setDefaults()
+
+	var problems configuration.Problems
+	c.checkSource(&problems)
+	c.checkResult(&problems)
+	if c.Network != NetworkUplink && c.Network != NetworkNone {
+		problems.Addf("network %q: must be %s or %s", c.Network, NetworkUplink, NetworkNone)
 	}
+	if c.BootTimeout < 0 || c.ShutdownTimeout < 0 {
+		problems.Addf("boot_timeout and shutdown_timeout must not be negative")
+	}
+	c.makeAbsolute(&problems)
+	c.checkOutsideOutput(&problems)
+	return nil, problems.Err()
+}
+
+func (c *Config) setDefaults() {
+	name := cmp.Or(c.PackerBuildName, "xivo")
 	c.OutputDirectory = cmp.Or(c.OutputDirectory, "output-"+name)
 	c.ImageName = cmp.Or(c.ImageName, name)
 	c.Format = cmp.Or(c.Format, FormatQCOW2)
 	c.Network = cmp.Or(c.Network, NetworkUplink)
 	c.BootTimeout = cmp.Or(c.BootTimeout, 5*time.Minute)
 	c.ShutdownTimeout = cmp.Or(c.ShutdownTimeout, 2*time.Minute)
+}
 
-	var errs *packersdk.MultiError
-	fail := func(format string, args ...any) {
-		errs = packersdk.MultiErrorAppend(errs, fmt.Errorf(format, args...))
-	}
+// checkSource checks what the build starts from.
+func (c *Config) checkSource(problems *configuration.Problems) {
 	switch st, err := os.Stat(c.SourceImage); {
 	case c.SourceImage == "":
-		fail("source_image is required: a disk image (raw, qcow2) or the tar of a Debian root")
+		problems.Addf("source_image is required: a disk image (raw, qcow2) or the tar of a Debian root")
 	case err != nil:
-		fail("source_image: %w", err)
+		problems.Addf("source_image: %w", err)
 	case !st.Mode().IsRegular():
-		fail("source_image: %s is not a file", c.SourceImage)
+		problems.Addf("source_image: %s is not a file", c.SourceImage)
 	}
 	if c.SourceChecksum != "" {
 		if _, err := parseChecksum(c.SourceChecksum); err != nil {
-			fail("source_checksum: %w", err)
+			problems.Addf("source_checksum: %w", err)
 		}
 	}
+}
+
+// checkResult checks what the image will be, and sets diskSize.
+func (c *Config) checkResult(problems *configuration.Problems) {
 	if c.Format != FormatQCOW2 && c.Format != FormatRaw {
-		fail("format %q: must be %s or %s", c.Format, FormatQCOW2, FormatRaw)
-	}
-	if c.Network != NetworkUplink && c.Network != NetworkNone {
-		fail("network %q: must be %s or %s", c.Network, NetworkUplink, NetworkNone)
+		problems.Addf("format %q: must be %s or %s", c.Format, FormatQCOW2, FormatRaw)
 	}
 	if filepath.Base(c.ImageName) != c.ImageName || strings.HasPrefix(c.ImageName, ".") {
-		fail("image_name %q: must be a file name", c.ImageName)
+		problems.Addf("image_name %q: must be a file name", c.ImageName)
 	}
 	if c.DiskSize != "" {
 		var err error
 		if c.diskSize, err = parseSize(c.DiskSize); err != nil {
-			fail("disk_size: %w", err)
+			problems.Addf("disk_size: %w", err)
 		}
 	} else if isTar(c.SourceImage) {
 		c.diskSize = defaultTarDiskSize
 	}
-	if c.BootTimeout < 0 || c.ShutdownTimeout < 0 {
-		fail("boot_timeout and shutdown_timeout must not be negative")
-	}
-	// Commands of the build run elsewhere than in the current folder.
+}
+
+// makeAbsolute completes the paths: commands of the build run elsewhere than in
+// the current folder.
+func (c *Config) makeAbsolute(problems *configuration.Problems) {
 	for _, path := range []*string{&c.SourceImage, &c.OutputDirectory, &c.AptCache} {
 		if *path == "" {
 			continue
 		}
 		abs, err := filepath.Abs(*path)
 		if err != nil {
-			fail("%s: %w", *path, err)
+			problems.Addf("%s: %w", *path, err)
 		}
 		*path = abs
 	}
-	// The folder is emptied before the source is read, and removed after a failure.
-	for setting, path := range map[string]string{"source_image": c.SourceImage, "apt_cache": c.AptCache} {
-		if path != "" && isInside(path, c.OutputDirectory) {
-			fail("%s: %s is in output_directory (%s), which is emptied by packer build -force and removed when a build fails: keep it elsewhere", setting, path, c.OutputDirectory)
+}
+
+// checkOutsideOutput keeps what is the user's out of the output directory, which
+// is emptied before the source is read, and removed after a failure.
+func (c *Config) checkOutsideOutput(problems *configuration.Problems) {
+	for _, kept := range []struct{ setting, path string }{
+		{"source_image", c.SourceImage}, {"apt_cache", c.AptCache},
+	} {
+		if kept.path != "" && isInside(kept.path, c.OutputDirectory) {
+			problems.Addf("%s: %s is in output_directory (%s), which is emptied by packer build -force and removed when a build fails: keep it elsewhere", kept.setting, kept.path, c.OutputDirectory)
 		}
 	}
-	if errs != nil && len(errs.Errors) > 0 {
-		return nil, errs
-	}
-	return nil, nil
 }
 
 // imagePath is where the result goes.
@@ -170,8 +188,8 @@ func (c *Config) workPath() string {
 	return filepath.Join(c.OutputDirectory, "."+c.ImageName+".work")
 }
 
-// isInside says whether a file or folder is in another one or is that, by its
-// name or by where links lead to.
+// isInside says whether a file or folder is below a folder, or is that folder, by
+// its path as written or with the links followed. Both paths are absolute.
 func isInside(name, folder string) bool {
 	in := func(name, folder string) bool {
 		path, err := filepath.Rel(folder, name)

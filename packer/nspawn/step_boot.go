@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/packer-plugin-sdk/multistep"
+	packersdk "github.com/hashicorp/packer-plugin-sdk/packer"
 
 	"github.com/xivo-mesh/packer-plugin-xivo/packer/nspawn/machine"
 )
@@ -17,49 +18,62 @@ import (
 type stepBoot struct{ config *Config }
 
 func (s *stepBoot) Run(ctx context.Context, state multistep.StateBag) multistep.StepAction {
-	ui := uiOf(state)
-	ui.Say("Booting the machine under systemd-nspawn")
+	uiOf(state).Say("Booting the machine under systemd-nspawn")
+	m, environment, err := s.machine(sandboxOf(state))
+	if err != nil {
+		return halt(state, err)
+	}
+	state.Put(stateMachine, m)
+	if err := s.boot(ctx, m, uiOf(state)); err != nil {
+		return halt(state, err)
+	}
+	state.Put(stateCommunicator, &communicator{m, environment})
+	return multistep.ActionContinue
+}
+
+// machine describes the machine, and returns the environment of what the
+// provisioners run in it.
+func (s *stepBoot) machine(sandbox *machine.Sandbox) (_ *machine.Machine, environment []string, err error) {
 	m := &machine.Machine{
-		Sandbox: sandboxOf(state),
+		Sandbox: sandbox,
 		Name:    "packer",
 		Root:    rootDir,
 		Network: machine.Network{Uplink: s.config.Network == NetworkUplink},
 		BootArgs: []string{
-			// This boot is no instance's first one: nothing of it may stay.
+			// cloud-init would take this for the first boot of an instance, and leave
+			// its state in the image.
 			"cloud-init=disabled",
-			// The network is there before the machine is.
+			// The sandbox has set the network up.
 			"systemd.mask=networking.service",
-			// fstab speaks of the disk that the image will be on.
+			// fstab names the disk of the image, which the machine does not see.
 			"systemd.mask=systemd-remount-fs.service",
 		},
 	}
-	var environment []string
 	if s.config.AptCache != "" {
-		var err error
-		if m.Binds, environment, err = aptCache(sandboxOf(state), s.config.AptCache); err != nil {
-			return halt(state, err)
-		}
+		m.Binds, environment, err = aptCache(sandbox, s.config.AptCache)
 	}
-	state.Put(stateMachine, m)
+	return m, environment, err
+}
 
+// boot returns when the machine's systemd has finished booting.
+func (s *stepBoot) boot(ctx context.Context, m *machine.Machine, ui packersdk.Ui) error {
 	start := time.Now()
 	ctx, cancel := context.WithTimeoutCause(ctx, s.config.BootTimeout,
 		fmt.Errorf("boot_timeout (%s) is over", s.config.BootTimeout))
 	defer cancel()
 	if err := m.Start(ctx); err != nil {
-		return halt(state, err)
+		return err
 	}
 	failed, err := m.WaitRunning(ctx)
 	if err != nil {
-		return halt(state, err)
+		return err
 	}
 	ui.Say(fmt.Sprintf("The machine is up (%s)", time.Since(start).Round(100*time.Millisecond)))
 	if len(failed) > 0 {
-		// Not our judgement: some units cannot work in a container at all.
+		// No error: some units cannot work in a container at all.
 		ui.Say("Units that failed: " + strings.Join(failed, ", "))
 	}
-	state.Put(stateCommunicator, &communicator{m, environment})
-	return multistep.ActionContinue
+	return nil
 }
 
 func (s *stepBoot) Cleanup(state multistep.StateBag) {

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"slices"
@@ -14,6 +13,7 @@ import (
 
 	"github.com/hashicorp/packer-plugin-sdk/multistep"
 
+	"github.com/xivo-mesh/packer-plugin-xivo/packer/diskimage"
 	"github.com/xivo-mesh/packer-plugin-xivo/packer/nspawn/machine"
 )
 
@@ -96,42 +96,54 @@ func (d *disk) format(ctx context.Context, size int64) (*partition, error) {
 	return p, err
 }
 
-// copy writes a disk image as raw, grows it to size when that is more, and
-// finds its root partition.
+// copy writes a disk image as raw, grows it to size when that is more, its last
+// partition included, and finds its root partition. Size 0 is the source's own.
 func (d *disk) copy(ctx context.Context, source string, size int64) (*partition, error) {
-	format, err := imageFormat(source)
+	grown, err := d.convert(ctx, source, size)
 	if err != nil {
 		return nil, err
 	}
-	if err := d.sandbox.Run(ctx, "qemu-img", "convert", "-f", format, "-O", "raw", source, d.path); err != nil {
-		return nil, err
-	}
-	st, err := os.Stat(d.path)
-	if err != nil {
-		return nil, err
-	}
-	grow := size > st.Size()
-	switch {
-	case grow:
-		if err := os.Truncate(d.path, size); err != nil {
-			return nil, fmt.Errorf("grow the disk: %w", err)
-		}
-	case size != 0 && size < st.Size():
-		return nil, fmt.Errorf("disk_size is %d bytes, but the source image has %d: it can be grown, not shrunk", size, st.Size())
-	}
-
 	parts, err := d.partitions(ctx)
 	if err != nil {
 		return nil, err
 	}
 	root, err := d.findRoot(ctx, parts)
-	if err != nil || !grow {
+	if err != nil || !grown {
 		return root, err
 	}
 	if root, err = d.growPartition(ctx, root, parts[len(parts)-1], size); err != nil {
 		return nil, err
 	}
 	return root, d.growFileSystem(ctx, root, size)
+}
+
+// convert writes a disk image as raw, and says whether the file had to grow to
+// have the size.
+func (d *disk) convert(ctx context.Context, source string, size int64) (grown bool, err error) {
+	format, err := diskimage.FormatOf(source)
+	if err != nil {
+		return false, fmt.Errorf("read the source image: %w", err)
+	}
+	if format == diskimage.Unknown {
+		format = diskimage.Raw // a file system, perhaps, without a partition table
+	}
+	if err := d.sandbox.Run(ctx, "qemu-img", "convert", "-f", string(format), "-O", "raw", source, d.path); err != nil {
+		return false, err
+	}
+	st, err := os.Stat(d.path)
+	if err != nil {
+		return false, err
+	}
+	switch {
+	case size > st.Size():
+		if err := os.Truncate(d.path, size); err != nil {
+			return false, fmt.Errorf("grow the disk: %w", err)
+		}
+		return true, nil
+	case size != 0 && size < st.Size():
+		return false, fmt.Errorf("disk_size is %d bytes, but the source image has %d: it can be grown, not shrunk", size, st.Size())
+	}
+	return false, nil
 }
 
 // growPartition gives the root's partition the rest of the disk.
@@ -247,21 +259,4 @@ func mount(ctx context.Context, sandbox *machine.Sandbox, path string, p *partit
 	}
 	options += fmt.Sprintf(",loop,offset=%d,sizelimit=%d", p.start, p.size)
 	return sandbox.Run(ctx, "mount", "-o", options, path, rootDir)
-}
-
-// imageFormat tells qcow2 from raw by what is in the file.
-func imageFormat(name string) (string, error) {
-	f, err := os.Open(name)
-	if err != nil {
-		return "", fmt.Errorf("read the source image: %w", err)
-	}
-	defer f.Close()
-	magic := make([]byte, 4)
-	if _, err := io.ReadFull(f, magic); err != nil {
-		return "", fmt.Errorf("read the source image %s: %w", name, err)
-	}
-	if bytes.Equal(magic, []byte("QFI\xfb")) {
-		return FormatQCOW2, nil
-	}
-	return FormatRaw, nil
 }

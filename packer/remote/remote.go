@@ -6,10 +6,11 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"regexp"
 	"strings"
 
 	packersdk "github.com/hashicorp/packer-plugin-sdk/packer"
+
+	"github.com/xivo-mesh/packer-plugin-xivo/packer/shell"
 )
 
 // Machine is the machine that is provisioned.
@@ -20,24 +21,25 @@ type Machine struct {
 	Sudo bool
 }
 
-// ExitError is a command that ran and failed.
+// ExitError is the error of a command that ended with another status than 0.
 type ExitError struct {
 	Command string
 	Status  int
-	Said    string // its standard error; "" when that was shown as it came
+	Stderr  string // without the white space around it; "" when it was shown as it came
 }
 
-// Error names the command, its status and what it said.
+// Error names the command, its status and its standard error.
 func (e *ExitError) Error() string {
 	text := fmt.Sprintf("%s: exit status %d", e.Command, e.Status)
-	if e.Said != "" {
-		text += ": " + e.Said
+	if e.Stderr != "" {
+		text += ": " + e.Stderr
 	}
 	return text
 }
 
-// Run shows what the command prints. Nothing can be asked of anybody: standard
-// input is empty, even where the connection has a terminal.
+// Run runs a command, as root, and shows what it prints. Its standard input is
+// empty, even where the connection has a terminal, so that it cannot wait for an
+// answer. The error is an *ExitError when the command ran to its end.
 func (m *Machine) Run(ctx context.Context, argv ...string) error {
 	cmd := &packersdk.RemoteCmd{Command: m.commandLine(argv) + " </dev/null"}
 	if err := cmd.RunWithUi(ctx, m.Communicator, m.UI); err != nil {
@@ -46,8 +48,9 @@ func (m *Machine) Run(ctx context.Context, argv ...string) error {
 	return check(cmd, "")
 }
 
-// Output returns what the command prints. When ctx ends first, the command is
-// left to itself: not every connection can end one.
+// Output runs a command, as root, and returns its standard output. The error is an
+// *ExitError when the command ran to its end. When ctx ends first, Output returns
+// the cause of that and the command may go on: not every communicator can end one.
 func (m *Machine) Output(ctx context.Context, argv ...string) (string, error) {
 	var stdout, stderr bytes.Buffer
 	cmd := &packersdk.RemoteCmd{Command: m.commandLine(argv), Stdout: &stdout, Stderr: &stderr}
@@ -67,8 +70,9 @@ func (m *Machine) Output(ctx context.Context, argv ...string) (string, error) {
 	return stdout.String(), check(cmd, strings.TrimSpace(stderr.String()))
 }
 
-// Read returns a file's content, or false when there is no such file. The
-// answer is a word rather than a status, which would be sudo's refusal as well.
+// Read returns a file's content, or false when there is no such file. Carriage
+// returns at the ends of lines are removed. The machine answers with a word rather
+// than an exit status, which a refusal of sudo has as well.
 func (m *Machine) Read(ctx context.Context, path string) (string, bool, error) {
 	answer, err := m.Output(ctx, "sh", "-c", `test -e "$1" && echo there || echo absent`, "sh", path)
 	if err != nil {
@@ -89,8 +93,8 @@ func (m *Machine) Read(ctx context.Context, path string) (string, bool, error) {
 	return strings.ReplaceAll(content, "\r\n", "\n"), true, nil
 }
 
-// ReadWord returns what a file says, without the white space around it. A file
-// that says nothing is an error.
+// ReadWord returns a file's content without the white space around it, or false
+// when there is no such file. An empty file is an error.
 func (m *Machine) ReadWord(ctx context.Context, path string) (string, bool, error) {
 	content, there, err := m.Read(ctx, path)
 	word := strings.TrimSpace(content)
@@ -100,7 +104,9 @@ func (m *Machine) ReadWord(ctx context.Context, path string) (string, bool, erro
 	return word, there, err
 }
 
-// Write fills a file, whose owner and mode it keeps; a new one is root's, 0644.
+// Write replaces a file's content in place; owner and mode stay. A new file is
+// root's, 0644. The content is an argument of a command: it must be short, and no
+// secret.
 func (m *Machine) Write(ctx context.Context, path, content string) error {
 	_, err := m.Output(ctx, "sh", "-c", `umask 022 && printf %s "$1" >"$2"`, "sh", content, path)
 	if err != nil {
@@ -119,21 +125,7 @@ func (m *Machine) commandLine(argv []string) string {
 	if m.Sudo {
 		argv = append([]string{"sudo", "-n"}, argv...)
 	}
-	quoted := make([]string, len(argv))
-	for i, word := range argv {
-		quoted[i] = quote(word)
-	}
-	return strings.Join(quoted, " ")
-}
-
-var plainWord = regexp.MustCompile(`^[A-Za-z0-9_@%+=:,./-]+$`)
-
-// quote makes one word of a shell's command line.
-func quote(word string) string {
-	if plainWord.MatchString(word) {
-		return word
-	}
-	return "'" + strings.ReplaceAll(word, "'", `'\''`) + "'"
+	return shell.Quote(argv...)
 }
 
 // failed is the error of a command that could not be run to its end.

@@ -3,7 +3,6 @@
 package seal
 
 import (
-	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -11,10 +10,10 @@ import (
 	"strings"
 
 	"github.com/hashicorp/packer-plugin-sdk/common"
-	packersdk "github.com/hashicorp/packer-plugin-sdk/packer"
 	"github.com/hashicorp/packer-plugin-sdk/template/config"
 	"github.com/hashicorp/packer-plugin-sdk/template/interpolate"
 
+	"github.com/xivo-mesh/packer-plugin-xivo/packer/configuration"
 	"github.com/xivo-mesh/packer-plugin-xivo/packer/embedded"
 )
 
@@ -79,27 +78,21 @@ func (c *Config) Prepare(raws ...any) error {
 		return err
 	}
 
-	var errs *packersdk.MultiError
-	fail := func(format string, args ...any) {
-		errs = packersdk.MultiErrorAppend(errs, fmt.Errorf(format, args...))
-	}
+	var problems configuration.Problems
 	switch {
 	case c.FirstbootBinary != "":
 		if st, err := os.Stat(c.FirstbootBinary); err != nil {
-			fail("firstboot_binary: %w", err)
+			problems.Addf("firstboot_binary: %w", err)
 		} else if !st.Mode().IsRegular() {
-			fail("firstboot_binary: %s is not a file", c.FirstbootBinary)
+			problems.Addf("firstboot_binary: %s is not a file", c.FirstbootBinary)
 		}
 	case len(embedded.Architectures()) == 0:
-		fail("firstboot_binary is required: this plugin was built without xivo-firstboot")
+		problems.Addf("firstboot_binary is required: this plugin was built without xivo-firstboot")
 	}
 	for _, name := range slices.Concat(c.Enable, c.Disable) {
 		if !operationName.MatchString(name) {
-			fail("%q is not the name of an operation: see xivo-firstboot seal --list", name)
+			problems.Addf("%q is not the name of an operation: see xivo-firstboot seal --list", name)
 		}
 	}
-	if errs != nil && len(errs.Errors) > 0 {
-		return errs
-	}
-	return nil
+	return problems.Err()
 }

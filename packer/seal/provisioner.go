@@ -16,6 +16,7 @@ import (
 	packersdk "github.com/hashicorp/packer-plugin-sdk/packer"
 
 	"github.com/xivo-mesh/packer-plugin-xivo/cloudinit"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/platform"
 	"github.com/xivo-mesh/packer-plugin-xivo/packer/embedded"
 	"github.com/xivo-mesh/packer-plugin-xivo/packer/remote"
 )
@@ -27,7 +28,7 @@ const (
 	// manifestCopy is a copy of the manifest that the connection's user may read.
 	manifestCopy = "/tmp/xivo-seal-manifest.json"
 	// manifestPath is where `xivo-firstboot seal` keeps what it did.
-	manifestPath = "/var/lib/xivo-firstboot/seal.json"
+	manifestPath = platform.StateDir + "/seal.json"
 )
 
 // Provisioner is the Packer provisioner.
@@ -57,11 +58,17 @@ func (p *Provisioner) Provision(ctx context.Context, ui packersdk.Ui, comm packe
 		return fmt.Errorf("xivo-seal: %w (the machine is not sealed: make no image of it)", err)
 	}
 	// Before the next command: that one removes the keys of this connection.
-	manifest := p.config.manifestFile()
-	if err := p.fetchManifest(ctx, m, manifest); err != nil {
+	file := p.config.manifestFile()
+	done, err := p.fetchManifest(ctx, m, file)
+	if err != nil {
 		return fmt.Errorf("xivo-seal: bring the manifest home: %w", err)
 	}
-	ui.Say("The manifest of the seal is in " + manifest)
+	for _, op := range done.Operations {
+		if op.Skipped != "" {
+			ui.Say(fmt.Sprintf("skipped: %s, because %s", op.Name, op.Skipped))
+		}
+	}
+	ui.Say("The manifest of the seal is in " + file)
 	if err := m.Run(ctx, p.sealCommand("--last")...); err != nil {
 		return fmt.Errorf("xivo-seal: %w (the machine still has the keys of this build: make no image of it)", err)
 	}
@@ -119,30 +126,55 @@ func (p *Provisioner) binary(ctx context.Context, m *remote.Machine) ([]byte, er
 // architectures maps what Debian calls them to what Go does.
 var architectures = map[string]string{"amd64": "amd64", "i386": "386", "arm64": "arm64"}
 
-// fetchManifest downloads the manifest, which root alone may read in the
-// machine. Nothing is left of an attempt that fails.
-func (p *Provisioner) fetchManifest(ctx context.Context, m *remote.Machine, to string) error {
+// manifest is what is shown of the manifest; the file has more.
+type manifest struct {
+	Operations []struct {
+		Name string `json:"name"`
+		// Skipped is why the operation does not apply to this machine, so that
+		// nothing was done and nothing is proved; "" when it was done.
+		Skipped string `json:"skipped"`
+	} `json:"operations"`
+}
+
+// fetchManifest writes the manifest to a file of this host, and returns it. The
+// file is the machine's, byte for byte; it is not made, or not changed, when
+// what the machine has is no manifest.
+func (p *Provisioner) fetchManifest(ctx context.Context, m *remote.Machine, to string) (*manifest, error) {
+	raw, err := downloadManifest(ctx, m)
+	if err != nil {
+		return nil, err
+	}
+	if !json.Valid(raw) {
+		return nil, fmt.Errorf("%s is no JSON (%d bytes)", manifestPath, len(raw))
+	}
+	read := &manifest{}
+	if err := json.Unmarshal(raw, read); err != nil {
+		return nil, fmt.Errorf("%s is no manifest of a seal: %w", manifestPath, err)
+	}
+	if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
+		return nil, err
+	}
+	return read, os.WriteFile(to, raw, 0o644)
+}
+
+// downloadManifest reads the manifest, which root alone may do in the machine,
+// through a copy where the connection is another user's.
+func downloadManifest(ctx context.Context, m *remote.Machine) ([]byte, error) {
 	from := manifestPath
 	if m.Sudo {
 		from = manifestCopy
 		if err := m.Run(ctx, "install", "-m", "0644", manifestPath, manifestCopy); err != nil {
-			return err
+			return nil, err
 		}
 	}
-	var manifest bytes.Buffer
-	if err := m.Communicator.Download(from, &manifest); err != nil {
-		return err
+	var raw bytes.Buffer
+	if err := m.Communicator.Download(from, &raw); err != nil {
+		return nil, err
 	}
 	if m.Sudo {
 		if err := m.Run(ctx, "rm", "-f", manifestCopy); err != nil {
-			return err
+			return nil, err
 		}
 	}
-	if !json.Valid(manifest.Bytes()) {
-		return fmt.Errorf("%s is no JSON (%d bytes)", manifestPath, manifest.Len())
-	}
-	if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
-		return err
-	}
-	return os.WriteFile(to, manifest.Bytes(), 0o644)
+	return raw.Bytes(), nil
 }

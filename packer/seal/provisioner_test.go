@@ -104,6 +104,11 @@ func TestProvision(t *testing.T) {
 			want:    []string{upload, install, remove, seal, fetch},
 			err:     "is no JSON",
 		}, {
+			name:    "JSON that is no manifest keeps the keys, too",
+			machine: machine{manifest: `{"operations": "all"}`},
+			want:    []string{upload, install, remove, seal, fetch},
+			err:     "is no manifest of a seal",
+		}, {
 			name:    "keys that stay",
 			machine: machine{manifest: `{}`, fails: map[string]int{last: 1}},
 			want:    []string{upload, install, remove, seal, fetch, last},
@@ -164,6 +169,33 @@ func TestProvisionShowsTheList(t *testing.T) {
 		if !strings.Contains(shown.String(), want) {
 			t.Errorf("%q is not in:\n%s", want, &shown)
 		}
+	}
+}
+
+func TestProvisionShowsWhatWasSkipped(t *testing.T) {
+	var p Provisioner
+	if err := p.Prepare(map[string]any{"firstboot_binary": "provisioner.go", "manifest_file": t.TempDir()}); err != nil {
+		t.Fatal(err)
+	}
+	var shown bytes.Buffer
+	ui := &packersdk.BasicUi{Reader: strings.NewReader(""), Writer: &shown, ErrorWriter: &shown}
+	m := &machine{manifest: `{"format": 1, "operations": [
+		{"name": "kv-export", "text": "Consul's KV is exported", "removed": ["1 key"]},
+		{"name": "uuid-manager", "text": "the XiVO UUID", "skipped": "this XiVO keeps none there"},
+		{"name": "logs", "text": "logs are empty", "disabled": true}
+	]}`}
+	if err := p.Provision(t.Context(), ui, m, nil); err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for line := range strings.Lines(shown.String()) {
+		if strings.Contains(line, "skipped") {
+			got = append(got, strings.TrimSpace(line))
+		}
+	}
+	want := []string{"skipped: uuid-manager, because this XiVO keeps none there"}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
 	}
 }
 

@@ -1,17 +1,15 @@
 package seediso
 
 import (
-	"bytes"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
-	"regexp"
-	"strings"
 
 	"github.com/google/uuid"
-
 	packersdk "github.com/hashicorp/packer-plugin-sdk/packer"
+
+	"github.com/xivo-mesh/packer-plugin-xivo/packer/diskimage"
+	"github.com/xivo-mesh/packer-plugin-xivo/packer/shell"
 )
 
 // What a clone on a command line gets: enough for a small XiVO.
@@ -22,62 +20,48 @@ const (
 
 // disk is a disk image on this host.
 type disk struct {
-	path   string
-	format string // as QEMU calls it
+	path   string // absolute
+	format diskimage.Format
 }
 
-// findDisk returns the first disk image of an artifact. A file is one by its
-// content: builders name them as they please.
+// findDisk returns the first disk image of an artifact.
 func findDisk(artifact packersdk.Artifact) (disk, bool) {
 	for _, name := range artifact.Files() {
-		if d, err := openDisk(name); err == nil && d.format != "" {
+		if d, err := openDisk(name); err == nil && d.format != diskimage.Unknown {
 			return d, true
 		}
 	}
 	return disk{}, false
 }
 
-// openDisk looks at the start of a file. Its format is "" if that is neither a
-// qcow2 image nor a disk with a boot sector.
+// openDisk looks at the content of a file.
 func openDisk(name string) (disk, error) {
-	f, err := os.Open(name)
+	format, err := diskimage.FormatOf(name)
 	if err != nil {
 		return disk{}, err
 	}
-	defer f.Close()
 	path, err := filepath.Abs(name)
-	if err != nil {
-		return disk{}, err
-	}
-	var start [512]byte
-	switch _, err := io.ReadFull(f, start[:]); {
-	case err != nil:
-		return disk{path: path}, nil // too short for a disk
-	case bytes.HasPrefix(start[:], []byte("QFI\xfb")):
-		return disk{path, "qcow2"}, nil
-	case start[510] == 0x55 && start[511] == 0xaa:
-		return disk{path, "raw"}, nil
-	}
-	return disk{path: path}, nil
+	return disk{path, format}, err
 }
 
-// machine is a clone on a command line.
-type machine struct {
+// clone is a machine that the command lines boot.
+type clone struct {
 	name   string
-	id     uuid.UUID // the DMI UUID, a second sign that it is another machine
+	id     uuid.UUID // DMI UUID: with the instance id, it tells first boot that this is another machine
 	image  disk      // only read: the clone gets a copy
-	disk   string
-	seed   string
-	bridge string
+	disk   string    // path of the copy
+	seed   string    // path of the seed
+	bridge string    // "": the network that QEMU and libvirt have by default
 }
 
-// uuids derives the DMI UUID from the instance id.
-var uuids = uuid.MustParse("5f1f3c0e-6a0a-4f0e-9b57-3f6f6e0c8a11")
+// uuidNamespace is that of the DMI UUIDs, which are derived from instance ids: the
+// same instance has the same DMI UUID each time the command lines are shown.
+var uuidNamespace = uuid.MustParse("5f1f3c0e-6a0a-4f0e-9b57-3f6f6e0c8a11")
 
-func newMachine(hostname, instance, seed, bridge string, image disk) machine {
-	return machine{
+func newClone(hostname, instance, seed, bridge string, image disk) clone {
+	return clone{
 		name:  hostname,
-		id:    uuid.NewSHA1(uuids, []byte(instance)),
+		id:    uuid.NewSHA1(uuidNamespace, []byte(instance)),
 		image: image,
 		// Another instance that takes a host name over starts from the image.
 		disk:   filepath.Join(filepath.Dir(seed), instance+".qcow2"),
@@ -86,62 +70,60 @@ func newMachine(hostname, instance, seed, bridge string, image disk) machine {
 	}
 }
 
-// mac is the hardware address: QEMU would give the same to each machine.
-func (m machine) mac() string {
-	return fmt.Sprintf("52:54:00:%02x:%02x:%02x", m.id[0], m.id[1], m.id[2])
+// mac is the hardware address, derived from the DMI UUID: QEMU's default is the
+// same for all machines.
+func (c clone) mac() string {
+	return fmt.Sprintf("52:54:00:%02x:%02x:%02x", c.id[0], c.id[1], c.id[2])
 }
 
-// createDisk makes the disk of the clone, unless the clone was there before. It
-// is a copy, not a layer over the image: the next bake may put another image in
-// that place, and what is written over one image is nothing over another. It has
-// its name only once it is whole, and is its owner's only: a node writes the
-// secret of the mesh to it.
-func (m machine) createDisk() string {
-	part := m.disk + ".part"
-	return shell("test", "-e", m.disk) + " || ( umask 077 && " +
-		shell("qemu-img", "convert", "-f", m.image.format, "-O", "qcow2", m.image.path, part) + " && " +
-		shell("mv", part, m.disk) + " )"
+// createDisk makes the disk of the clone, unless it exists. It is a copy rather
+// than an overlay on the image, which the next bake may replace: an overlay is
+// valid on the image that it was made for only. The disk has its name once it is
+// whole, and only its owner may read it: a node writes the secret of the mesh to
+// it.
+func (c clone) createDisk() string {
+	part := c.disk + ".part"
+	return shell.Quote("test", "-e", c.disk) + " || ( umask 077 && " +
+		shell.Quote("qemu-img", "convert", "-f", string(c.image.format), "-O", "qcow2", c.image.path, part) + " && " +
+		shell.Quote("mv", part, c.disk) + " )"
 }
 
-// The seed is a disk for both, since kernels for clouds lack the controllers of
-// CD-ROMs; cloud-init finds it by its label.
+// show tells the command lines that create the clone's disk and boot it.
+func (c clone) show(ui packersdk.Ui) {
+	if _, err := os.Lstat(c.disk); err == nil {
+		ui.Say(fmt.Sprintf("Its disk %s is there already, and stays what it is: for a machine from this image, set another instance_id", c.disk))
+	}
+	create := c.createDisk() + " && "
+	ui.Say("QEMU:    " + create + c.qemu())
+	ui.Say("libvirt: " + create + c.virtInstall())
+}
 
 // qemu boots the clone in the foreground, with its serial port as the console.
-func (m machine) qemu() string {
+// The seed is a disk, here and for libvirt, since kernels for clouds lack the
+// controllers of CD-ROMs; cloud-init finds it by its label.
+func (c clone) qemu() string {
 	nic := "user"
-	if m.bridge != "" {
-		nic = "bridge,br=" + m.bridge
+	if c.bridge != "" {
+		nic = "bridge,br=" + c.bridge
 	}
-	return shell("qemu-system-x86_64", "-name", m.name, "-uuid", m.id.String(),
+	return shell.Quote("qemu-system-x86_64", "-name", c.name, "-uuid", c.id.String(),
 		"-machine", "pc", "-accel", "kvm", "-accel", "tcg", "-m", fmt.Sprint(memoryMiB), "-smp", fmt.Sprint(cpus),
-		"-drive", "file="+m.disk+",format=qcow2,if=virtio",
-		"-drive", "file="+m.seed+",format=raw,if=virtio,readonly=on",
-		"-nic", nic+",model=virtio-net-pci,mac="+m.mac(),
+		"-drive", "file="+c.disk+",format=qcow2,if=virtio",
+		"-drive", "file="+c.seed+",format=raw,if=virtio,readonly=on",
+		"-nic", nic+",model=virtio-net-pci,mac="+c.mac(),
 		"-nographic")
 }
 
-// virtInstall hands the clone to libvirt.
-func (m machine) virtInstall() string {
+// virtInstall defines the clone in libvirt and boots it.
+func (c clone) virtInstall() string {
 	network := "network=default"
-	if m.bridge != "" {
-		network = "bridge=" + m.bridge
+	if c.bridge != "" {
+		network = "bridge=" + c.bridge
 	}
-	return shell("virt-install", "--name", m.name, "--uuid", m.id.String(), "--import",
+	return shell.Quote("virt-install", "--name", c.name, "--uuid", c.id.String(), "--import",
 		"--memory", fmt.Sprint(memoryMiB), "--vcpus", fmt.Sprint(cpus), "--os-variant", "generic",
-		"--disk", "path="+m.disk+",format=qcow2,bus=virtio",
-		"--disk", "path="+m.seed+",format=raw,bus=virtio,readonly=on",
-		"--network", network+",model=virtio,mac="+m.mac(),
+		"--disk", "path="+c.disk+",format=qcow2,bus=virtio",
+		"--disk", "path="+c.seed+",format=raw,bus=virtio,readonly=on",
+		"--network", network+",model=virtio,mac="+c.mac(),
 		"--noautoconsole")
-}
-
-var plainWord = regexp.MustCompile(`^[A-Za-z0-9_@%+=:,./-]+$`)
-
-// shell quotes the words for a shell.
-func shell(words ...string) string {
-	for i, w := range words {
-		if !plainWord.MatchString(w) {
-			words[i] = "'" + strings.ReplaceAll(w, "'", `'\''`) + "'"
-		}
-	}
-	return strings.Join(words, " ")
 }

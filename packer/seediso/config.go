@@ -10,10 +10,10 @@ import (
 	"strings"
 
 	"github.com/hashicorp/packer-plugin-sdk/common"
-	packersdk "github.com/hashicorp/packer-plugin-sdk/packer"
 	"github.com/hashicorp/packer-plugin-sdk/template/config"
 
 	"github.com/xivo-mesh/packer-plugin-xivo/cloudinit"
+	"github.com/xivo-mesh/packer-plugin-xivo/packer/configuration"
 )
 
 // Config is the post-processor's configuration.
@@ -64,10 +64,6 @@ type Node struct {
 // DefaultOutputDirectory is Config.OutputDirectory where it is not set.
 const DefaultOutputDirectory = "seeds"
 
-// unknown is what Packer puts in the place of a text that it does not know
-// yet, such as the output of a data source while it validates.
-const unknown = "<unknown>"
-
 // bridgeName is what Linux takes for an interface, less what a shell or QEMU
 // would read differently.
 var bridgeName = regexp.MustCompile(`^[A-Za-z0-9_.-]{0,15}$`)
@@ -95,101 +91,111 @@ func (c *Config) Prepare(raws ...any) error {
 
 // seeds is what each node is told, in the order of the blocks.
 func (c *Config) seeds() ([]cloudinit.SeedNode, error) {
-	var errs *packersdk.MultiError
-	fail := func(format string, args ...any) {
-		errs = packersdk.MultiErrorAppend(errs, fmt.Errorf(format, args...))
-	}
+	var problems configuration.Problems
 	if strings.Contains(c.OutputDirectory, ",") {
-		fail("output_directory: %q has a comma, which separates options on the command lines; choose another", c.OutputDirectory)
+		problems.Addf("output_directory: %q has a comma, which separates options on the command lines; choose another", c.OutputDirectory)
 	}
 	if !bridgeName.MatchString(c.Bridge) {
-		fail("bridge: %q is not the name of a bridge", c.Bridge)
+		problems.Addf("bridge: %q is not the name of a bridge", c.Bridge)
 	}
 	if len(c.Nodes) == 0 {
-		fail("node: there is none; write a block `node { hostname = … }` for each machine")
+		problems.Addf("node: there is none; write a block `node { hostname = … }` for each machine")
 	}
 	if c.UserData != "" {
 		for _, problem := range checkUserData(c.UserData) {
-			fail("user_data: %w", problem)
+			problems.Addf("user_data: %w", problem)
 		}
 	}
 
 	seeds := make([]cloudinit.SeedNode, len(c.Nodes))
-	hosts, ids := map[string]int{}, map[string]int{}
+	names := newUniqueNames()
 	for i, n := range c.Nodes {
-		seed, problems := n.seed(c.UserData)
-		for _, problem := range problems {
-			fail("node[%d].%w", i, problem)
+		fail := func(format string, args ...any) {
+			problems.Addf("node[%d].%w", i, fmt.Errorf(format, args...))
 		}
-		seeds[i] = seed
-		if seed.Hostname == unknown {
-			continue
-		}
-		// Names of files, too, and some file systems do not tell cases apart.
-		if first, taken := hosts[strings.ToLower(seed.Hostname)]; taken {
-			fail("node[%d].hostname: %q is that of node[%d]; give each its own", i, seed.Hostname, first)
-		} else if first, taken := ids[seed.InstanceID]; taken && seed.InstanceID != unknown {
-			fail("node[%d].instance_id: %q is that of node[%d]; give each its own", i, seed.InstanceID, first)
-		}
-		hosts[strings.ToLower(seed.Hostname)], ids[seed.InstanceID] = i, i
+		seeds[i] = n.seed(c.UserData, fail)
+		names.add(i, seeds[i], fail)
 	}
-	if errs != nil && len(errs.Errors) > 0 {
-		return nil, errs
+	if err := problems.Err(); err != nil {
+		return nil, err
 	}
 	return seeds, nil
 }
 
-// seed is what the node is told. Each problem starts with the attribute.
-func (n *Node) seed(shared string) (cloudinit.SeedNode, []error) {
-	var problems []error
-	fail := func(format string, args ...any) { problems = append(problems, fmt.Errorf(format, args...)) }
+// uniqueNames are the names that the nodes have, each with the index of its node.
+type uniqueNames struct{ hosts, instances map[string]int }
 
-	seed := cloudinit.SeedNode{
-		InstanceID: n.InstanceID,
-		Hostname:   n.Hostname,
-		Interface:  n.Interface,
-		UserData:   []byte(shared),
+func newUniqueNames() uniqueNames { return uniqueNames{map[string]int{}, map[string]int{}} }
+
+// add fails for a node that has a name of an earlier one.
+func (u uniqueNames) add(i int, seed cloudinit.SeedNode, fail failFunc) {
+	if seed.Hostname == configuration.Unknown {
+		return
 	}
-	if n.InstanceID == "" {
-		seed.InstanceID = "i-" + strings.ToLower(n.Hostname)
+	// Names of files, too, and some file systems do not tell cases apart.
+	host := strings.ToLower(seed.Hostname)
+	if first, taken := u.hosts[host]; taken {
+		fail("hostname: %q is that of node[%d]; give each its own", seed.Hostname, first)
+	} else if first, taken := u.instances[seed.InstanceID]; taken && seed.InstanceID != configuration.Unknown {
+		fail("instance_id: %q is that of node[%d]; give each its own", seed.InstanceID, first)
 	}
+	u.hosts[host], u.instances[seed.InstanceID] = i, i
+}
+
+// failFunc tells a problem of a node, with the arguments of fmt.Errorf. It begins
+// with the attribute.
+type failFunc func(format string, args ...any)
+
+// seed is what the node is told; shared is the user data for all nodes.
+func (n *Node) seed(shared string, fail failFunc) cloudinit.SeedNode {
+	seed := cloudinit.SeedNode{Hostname: n.Hostname, Interface: n.Interface}
+	seed.InstanceID = n.instanceID(fail)
+	seed.UserData = n.userData(shared, fail)
+	n.network(&seed, fail)
+	return seed
+}
+
+// instanceID is the one in the seed; the host name is checked with it.
+func (n *Node) instanceID(fail failFunc) string {
 	switch {
 	case n.Hostname == "":
 		fail("hostname: is missing; write the machine's host name")
-	case n.Hostname != unknown && !hostName.MatchString(n.Hostname):
+	case n.Hostname != configuration.Unknown && !hostName.MatchString(n.Hostname):
 		fail("hostname: %q is not a host name", n.Hostname)
-	case n.InstanceID != "" && n.InstanceID != unknown && !instanceID.MatchString(n.InstanceID):
+	case n.InstanceID != "" && n.InstanceID != configuration.Unknown && !instanceID.MatchString(n.InstanceID):
 		fail("instance_id: %q is not one; write letters, digits, dots, underscores and dashes", n.InstanceID)
 	}
+	if n.InstanceID == "" {
+		return "i-" + strings.ToLower(n.Hostname)
+	}
+	return n.InstanceID
+}
+
+// userData is the node's own, or that for all nodes, which is checked already.
+func (n *Node) userData(shared string, fail failFunc) []byte {
 	switch {
 	case n.UserData != "":
-		seed.UserData = []byte(n.UserData)
 		for _, problem := range checkUserData(n.UserData) {
 			fail("user_data: %w", problem)
 		}
+		return []byte(n.UserData)
 	case shared == "":
 		fail("user_data: is missing, and there is none for all nodes; set one of the two")
 	}
+	return []byte(shared)
+}
 
-	address := func(attribute, s string) (a netip.Addr) {
-		if s == "" || s == unknown {
-			return a
-		}
-		a, err := netip.ParseAddr(s)
-		if err != nil {
-			fail("%s: %q is not an address", attribute, s)
-		}
-		return a
-	}
-	seed.Gateway = address("gateway", n.Gateway)
+// network fills in the addresses.
+func (n *Node) network(seed *cloudinit.SeedNode, fail failFunc) {
+	seed.Gateway = parseAddress("gateway", n.Gateway, fail)
 	for i, s := range n.Nameservers {
-		if a := address(fmt.Sprintf("nameservers[%d]", i), s); a.IsValid() {
+		if a := parseAddress(fmt.Sprintf("nameservers[%d]", i), s, fail); a.IsValid() {
 			seed.Nameservers = append(seed.Nameservers, a)
 		}
 	}
 	var err error
 	switch {
-	case n.Address == unknown:
+	case n.Address == configuration.Unknown:
 	case n.Address != "":
 		if seed.Address, err = netip.ParsePrefix(n.Address); err != nil {
 			fail("address: %q is not an address with the length of its network; write for example 192.168.1.21/24", n.Address)
@@ -199,12 +205,23 @@ func (n *Node) seed(shared string) (cloudinit.SeedNode, []error) {
 	case n.Interface != "" || n.Gateway != "" || len(n.Nameservers) > 0:
 		fail("address: is missing; without it, interface, gateway and nameservers have no effect")
 	}
-	return seed, problems
+}
+
+// parseAddress returns the zero address for none, or for one that is not known yet.
+func parseAddress(attribute, s string, fail failFunc) netip.Addr {
+	if s == "" || s == configuration.Unknown {
+		return netip.Addr{}
+	}
+	a, err := netip.ParseAddr(s)
+	if err != nil {
+		fail("%s: %q is not an address", attribute, s)
+	}
+	return a
 }
 
 // checkUserData says what a node would refuse.
 func checkUserData(s string) []error {
-	if s == unknown {
+	if s == configuration.Unknown {
 		return nil
 	}
 	if !strings.HasPrefix(s, "#cloud-config") {

@@ -12,16 +12,16 @@ import (
 	"github.com/xivo-mesh/packer-plugin-xivo/cloudinit"
 )
 
-// volume is the label that NoCloud looks for: newer releases in either case,
-// all in this one.
+// volume is the label by which cloud-init's NoCloud finds a seed. Newer releases
+// take it in capitals as well; every release takes this.
 const volume = "cidata"
 
 // sectorSize is the one that CD-ROMs have.
 const sectorSize = 2048
 
 // writeImage writes a NoCloud seed as an ISO 9660 image that only its owner
-// may read. An earlier one is replaced at once: a machine that has it open
-// keeps what it has.
+// may read, and replaces an earlier one by renaming: a running machine goes on
+// reading the earlier one.
 //
 // The names of the files need Rock Ridge: plain ISO 9660 has no dash and no
 // small letters.
@@ -31,7 +31,7 @@ func writeImage(name string, node cloudinit.SeedNode) (err error) {
 			err = fmt.Errorf("write seed %s: %w", name, err)
 		}
 	}()
-	// Beside the seed, not in a common place: it holds the secret.
+	// Beside the seed rather than in /tmp: it holds the secret.
 	work, err := os.MkdirTemp(filepath.Dir(name), ".seed-*")
 	if err != nil {
 		return err
@@ -62,8 +62,8 @@ func writeImage(name string, node cloudinit.SeedNode) (err error) {
 	return os.Rename(image, name)
 }
 
-// pad fills the last sector up: what is attached as a disk or CD-ROM may be cut
-// off at a whole one.
+// pad fills the last sector up: a hypervisor may cut a disk or CD-ROM off at the
+// last whole sector.
 func pad(f *os.File) error {
 	st, err := f.Stat()
 	if err != nil {

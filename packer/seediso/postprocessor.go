@@ -12,6 +12,8 @@ import (
 
 	"github.com/hashicorp/hcl/v2/hcldec"
 	packersdk "github.com/hashicorp/packer-plugin-sdk/packer"
+
+	"github.com/xivo-mesh/packer-plugin-xivo/packer/diskimage"
 )
 
 // PostProcessor is the Packer post-processor.
@@ -27,50 +29,51 @@ func (p *PostProcessor) ConfigSpec() hcldec.ObjectSpec { return p.config.FlatMap
 // Configure checks the configuration.
 func (p *PostProcessor) Configure(raws ...any) error { return p.config.Prepare(raws...) }
 
-// PostProcess writes the seeds and hands the artifact on. That is always kept:
-// the seeds are nothing without the image.
+// PostProcess writes the seeds, each complete or not at all, and hands the
+// artifact on. Packer keeps the artifact whatever keep_input_artifact says, since
+// the clones boot from its image. An error may leave seeds of earlier nodes.
 func (p *PostProcessor) PostProcess(ctx context.Context, ui packersdk.Ui, artifact packersdk.Artifact) (_ packersdk.Artifact, keep, forceKeep bool, err error) {
-	c := &p.config
+	if err := p.config.writeSeeds(ctx, ui, artifact); err != nil {
+		return nil, false, false, fmt.Errorf("xivo-seed: %w", err)
+	}
+	return artifact, true, true, nil
+}
+
+// writeSeeds writes the seed of each node, and shows how to boot the node.
+func (c *Config) writeSeeds(ctx context.Context, ui packersdk.Ui, artifact packersdk.Artifact) error {
 	nodes, err := c.seeds()
 	if err != nil {
-		return nil, false, false, fmt.Errorf("xivo-seed: %w", err)
+		return err
 	}
 	image, found, err := c.disk(artifact)
 	if err != nil {
-		return nil, false, false, fmt.Errorf("xivo-seed: image: %w", err)
+		return fmt.Errorf("image: %w", err)
 	}
 	dir, err := filepath.Abs(c.OutputDirectory)
-	if err != nil {
-		return nil, false, false, fmt.Errorf("xivo-seed: output_directory: %w", err)
+	if err == nil {
+		err = os.MkdirAll(dir, 0o700)
 	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, false, false, fmt.Errorf("xivo-seed: output_directory: %w", err)
+	if err != nil {
+		return fmt.Errorf("output_directory: %w", err)
 	}
 
 	for _, node := range nodes {
 		if err := ctx.Err(); err != nil {
-			return nil, false, false, err
+			return err
 		}
 		name := filepath.Join(dir, strings.ToLower(node.Hostname)+".iso")
 		if err := writeImage(name, node); err != nil {
-			return nil, false, false, fmt.Errorf("xivo-seed: %w", err)
+			return err
 		}
 		ui.Say(fmt.Sprintf("%s: its seed is %s (instance id %s)", node.Hostname, name, node.InstanceID))
-		if !found {
-			continue
+		if found {
+			newClone(node.Hostname, node.InstanceID, name, c.Bridge, image).show(ui)
 		}
-		m := newMachine(node.Hostname, node.InstanceID, name, c.Bridge, image)
-		if _, err := os.Lstat(m.disk); err == nil {
-			ui.Message(fmt.Sprintf("Its disk %s is there already, and stays what it is: for a machine from this image, set another instance_id", m.disk))
-		}
-		create := m.createDisk() + " && "
-		ui.Message("QEMU:    " + create + m.qemu())
-		ui.Message("libvirt: " + create + m.virtInstall())
 	}
 	if !found {
 		ui.Say("There is no disk image here: give each machine its seed as a disk or CD-ROM")
 	}
-	return artifact, true, true, nil
+	return nil
 }
 
 // disk is the image of the command lines, if there is one.
@@ -80,7 +83,7 @@ func (c *Config) disk(artifact packersdk.Artifact) (_ disk, found bool, err erro
 		return d, found, nil
 	}
 	d, err := openDisk(c.Image)
-	if err == nil && d.format == "" {
+	if err == nil && d.format == diskimage.Unknown {
 		err = fmt.Errorf("%s is neither a qcow2 image nor a disk with a boot sector", c.Image)
 	}
 	return d, err == nil, err

@@ -2,7 +2,6 @@ package seediso
 
 import (
 	"bytes"
-	"flag"
 	"io/fs"
 	"net/netip"
 	"os"
@@ -15,15 +14,12 @@ import (
 	"github.com/diskfs/go-diskfs/backend/file"
 	"github.com/diskfs/go-diskfs/filesystem/iso9660"
 	"github.com/google/go-cmp/cmp"
-	"github.com/hashicorp/hcl/v2/hcldec"
-	"github.com/hashicorp/hcl/v2/hclparse"
 	packersdk "github.com/hashicorp/packer-plugin-sdk/packer"
 	"github.com/zclconf/go-cty/cty"
 
 	"github.com/xivo-mesh/packer-plugin-xivo/cloudinit"
+	"github.com/xivo-mesh/packer-plugin-xivo/packer/packertest"
 )
-
-var update = flag.Bool("update", false, "write the golden files anew")
 
 const document = "#cloud-config\nxivo: {version: 1, peers: [], secret: \"correct {{ horse }} battery\"}\n"
 
@@ -31,16 +27,7 @@ const document = "#cloud-config\nxivo: {version: 1, peers: [], secret: \"correct
 // as Packer does; $document stands for the document.
 func decode(t *testing.T, body string) cty.Value {
 	t.Helper()
-	body = strings.ReplaceAll(body, "$document", strconv.Quote(document))
-	parsed, diags := hclparse.NewParser().ParseHCL([]byte(body), "test.pkr.hcl")
-	if diags.HasErrors() {
-		t.Fatal(diags)
-	}
-	value, diags := hcldec.Decode(parsed.Body, new(PostProcessor).ConfigSpec(), nil)
-	if diags.HasErrors() {
-		t.Fatal(diags)
-	}
-	return value
+	return packertest.Decode(t, new(PostProcessor).ConfigSpec(), strings.ReplaceAll(body, "$document", strconv.Quote(document)))
 }
 
 const two = `
@@ -109,19 +96,7 @@ func TestPostProcess(t *testing.T) {
 			if strings.Contains(got, "horse") {
 				t.Errorf("the secret is shown:\n%s", got)
 			}
-			golden := filepath.Join("testdata", name+".txt")
-			if *update {
-				if err := os.WriteFile(golden, []byte(got), 0o644); err != nil {
-					t.Fatal(err)
-				}
-			}
-			want, err := os.ReadFile(golden)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if diff := cmp.Diff(string(want), got); diff != "" {
-				t.Errorf("(-%s +got):\n%s", golden, diff)
-			}
+			packertest.Golden(t, filepath.Join("testdata", name+".txt"), got)
 		})
 	}
 }

@@ -4,14 +4,13 @@ package userdata
 
 import (
 	"errors"
-	"fmt"
 	"strings"
 
-	packersdk "github.com/hashicorp/packer-plugin-sdk/packer"
 	"github.com/hashicorp/packer-plugin-sdk/template/config"
 	"gopkg.in/yaml.v3"
 
 	"github.com/xivo-mesh/packer-plugin-xivo/cloudinit"
+	"github.com/xivo-mesh/packer-plugin-xivo/packer/configuration"
 )
 
 // Config is the document of a mesh in HCL. What is left out has the default of
@@ -80,10 +79,6 @@ type FirewallConfig struct {
 	Allow []string `mapstructure:"allow"`
 }
 
-// unknown is what Packer puts in the place of a text that it does not know
-// yet, such as the output of a data source while it validates.
-const unknown = "<unknown>"
-
 // Prepare reads and checks the configuration. The error has every problem, by
 // the attribute's name in HCL, and never a secret. A configuration that is not
 // wholly known yet is checked when it is.
@@ -99,7 +94,7 @@ func (c *Config) Prepare(raws ...any) error {
 }
 
 func (c *Config) isUnknown() bool {
-	return strings.Contains(string(c.yaml()), unknown)
+	return strings.Contains(string(c.yaml()), configuration.Unknown)
 }
 
 // document is the accepted document. All rules are those of package cloudinit.
@@ -112,11 +107,11 @@ func (c *Config) document() (*cloudinit.Config, error) {
 	if !errors.As(err, &bad) {
 		return doc, err
 	}
-	var errs *packersdk.MultiError
+	var problems configuration.Problems
 	for _, p := range bad.Problems {
-		errs = packersdk.MultiErrorAppend(errs, fmt.Errorf("%s: %s, %s", attribute(p.Path), p.What, inHCL.Replace(p.Do)))
+		problems.Addf("%s: %s, %s", attribute(p.Path), p.What, inHCL.Replace(p.Do))
 	}
-	return nil, errs
+	return nil, problems.Err()
 }
 
 // attribute is the name in HCL of a value of the document.
@@ -140,36 +135,19 @@ var inHCL = strings.NewReplacer(
 // yaml is the document as it was written in HCL, without what was left out.
 func (c *Config) yaml() []byte {
 	block := map[string]any{"version": cloudinit.FormatVersion}
-	if c.Peers != nil {
-		block["peers"] = c.Peers
-	}
+	setList(block, "peers", c.Peers)
 	for key, value := range map[string]string{
 		"secret": c.Secret, "secret_file": c.SecretFile,
 		"advertise": c.Advertise, "identity": c.Identity, "topology": c.Topology, "hub": c.Hub,
 	} {
-		if value != "" {
-			block[key] = value
-		}
+		setText(block, key, value)
 	}
 	if c.AdvertiseInterface != "" {
 		block["advertise"] = map[string]any{"interface": c.AdvertiseInterface}
 	}
-
-	directory, consul, firewall := map[string]any{}, map[string]any{}, map[string]any{}
-	if c.Directory.Contexts != nil {
-		directory["contexts"] = c.Directory.Contexts
-	}
-	if c.Directory.CAFile != "" {
-		directory["ca_file"] = c.Directory.CAFile
-	}
-	if c.Firewall.Allow != nil {
-		firewall["allow"] = c.Firewall.Allow
-	}
-	setBool(directory, "verify_certificate", c.Directory.VerifyCertificate)
-	setBool(consul, "encrypt", c.Consul.Encrypt)
-	setBool(firewall, "enabled", c.Firewall.Enabled)
-	setBool(firewall, "strict", c.Firewall.Strict)
-	for key, value := range map[string]map[string]any{"directory": directory, "consul": consul, "firewall": firewall} {
+	for key, value := range map[string]map[string]any{
+		"directory": c.Directory.block(), "consul": c.Consul.block(), "firewall": c.Firewall.block(),
+	} {
 		if len(value) > 0 {
 			block[key] = value
 		}
@@ -180,6 +158,43 @@ func (c *Config) yaml() []byte {
 		panic(err) // impossible: texts, truths and lists of texts
 	}
 	return append([]byte("#cloud-config\n"), out...)
+}
+
+func (d *DirectoryConfig) block() map[string]any {
+	block := map[string]any{}
+	setList(block, "contexts", d.Contexts)
+	setBool(block, "verify_certificate", d.VerifyCertificate)
+	setText(block, "ca_file", d.CAFile)
+	return block
+}
+
+func (c *ConsulConfig) block() map[string]any {
+	block := map[string]any{}
+	setBool(block, "encrypt", c.Encrypt)
+	return block
+}
+
+func (f *FirewallConfig) block() map[string]any {
+	block := map[string]any{}
+	setBool(block, "enabled", f.Enabled)
+	setBool(block, "strict", f.Strict)
+	setList(block, "allow", f.Allow)
+	return block
+}
+
+// What is left out in HCL is left out of the document. An empty list is written:
+// `peers = []` is the first node.
+
+func setText(to map[string]any, key, value string) {
+	if value != "" {
+		to[key] = value
+	}
+}
+
+func setList(to map[string]any, key string, value []string) {
+	if value != nil {
+		to[key] = value
+	}
 }
 
 func setBool(to map[string]any, key string, value config.Trilean) {

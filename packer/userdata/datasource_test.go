@@ -1,35 +1,22 @@
 package userdata
 
 import (
-	"flag"
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
 	"github.com/hashicorp/hcl/v2/hcldec"
-	"github.com/hashicorp/hcl/v2/hclparse"
 	"github.com/zclconf/go-cty/cty"
 
 	"github.com/xivo-mesh/packer-plugin-xivo/cloudinit"
+	"github.com/xivo-mesh/packer-plugin-xivo/packer/packertest"
 )
-
-var update = flag.Bool("update", false, "write the golden files anew")
 
 // decode reads what stands between the braces of the data source's block, as
 // Packer does.
 func decode(t *testing.T, body string) cty.Value {
 	t.Helper()
-	file, diags := hclparse.NewParser().ParseHCL([]byte(body), "test.pkr.hcl")
-	if diags.HasErrors() {
-		t.Fatal(diags)
-	}
-	value, diags := hcldec.Decode(file.Body, new(Datasource).ConfigSpec(), nil)
-	if diags.HasErrors() {
-		t.Fatal(diags)
-	}
-	return value
+	return packertest.Decode(t, new(Datasource).ConfigSpec(), body)
 }
 
 const complete = `
@@ -80,20 +67,7 @@ func TestOutput(t *testing.T) {
 			if _, err := cloudinit.Parse([]byte(got), name); err != nil {
 				t.Errorf("a node would refuse it: %v", err)
 			}
-
-			golden := filepath.Join("testdata", name+".yml")
-			if *update {
-				if err := os.WriteFile(golden, []byte(got), 0o644); err != nil {
-					t.Fatal(err)
-				}
-			}
-			want, err := os.ReadFile(golden)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if diff := cmp.Diff(string(want), got); diff != "" {
-				t.Errorf("(-%s +got):\n%s", golden, diff)
-			}
+			packertest.Golden(t, filepath.Join("testdata", name+".yml"), got)
 		})
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"syscall"
 
 	"github.com/xivo-mesh/packer-plugin-xivo/packer/nspawn/machine"
+	"github.com/xivo-mesh/packer-plugin-xivo/packer/shell"
 )
 
 // Hypervisor says how a lab makes virtual machines of an image.
@@ -215,10 +216,7 @@ func (v *vm) Argv(argv ...string) ([]string, error) {
 // Command implements computer.
 func (v *vm) Command(ctx context.Context, argv ...string) *exec.Cmd {
 	words := append([]string{"env", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8"}, argv...)
-	for i, w := range words {
-		words[i] = "'" + strings.ReplaceAll(w, "'", `'\''`) + "'"
-	}
-	return v.sandbox.Command(ctx, append(slices.Clone(v.ssh), strings.Join(words, " "))...)
+	return v.sandbox.Command(ctx, append(slices.Clone(v.ssh), shell.Quote(words...))...)
 }
 
 // Console implements computer.

@@ -22,8 +22,9 @@ type cgroups struct {
 	release io.Closer
 }
 
-// janitorScript waits until we are gone, then for the groups to be empty, and
-// removes them. A shell does it because nothing of ours is alive by then.
+// janitorScript waits until this process has ended, however it ended, then up to
+// 30 seconds for the groups to be empty, and removes them. It fails when they are
+// still there. It is a shell's, because this process cannot do it.
 const janitorScript = `read -r _
 for i in $(seq 300); do
 	find "$@" -depth -type d -exec rmdir {} + 2>/dev/null

@@ -49,10 +49,20 @@ type Bind struct {
 	ReadOnly       bool
 }
 
+// option is nspawn's, for which a colon ends a path.
+func (b Bind) option() string {
+	option := "--bind="
+	if b.ReadOnly {
+		option = "--bind-ro="
+	}
+	escape := strings.NewReplacer(`\`, `\\`, ":", `\:`).Replace
+	return option + escape(b.Source) + ":" + escape(b.Target)
+}
+
 // SeedDir is where cloud-init's NoCloud looks for a seed in a machine.
 const SeedDir = "/var/lib/cloud/seed/nocloud"
 
-// poll is how often a state is looked at that nobody announces.
+// poll is the interval at which a state is read for which there is no event.
 const poll = 100 * time.Millisecond
 
 // enterCgroups moves into the groups named before "--" and becomes the command
@@ -155,8 +165,8 @@ func (m *Machine) nspawnArgs(ctx context.Context) ([]string, error) {
 	if err := os.MkdirAll(m.Sandbox.Path(root), 0o755); err != nil {
 		return nil, fmt.Errorf("machine %s: %w", m.Name, err)
 	}
-	// nspawn leaves a lock file beside the root that it is given; beside this
-	// one it is in nobody's way.
+	// nspawn leaves a lock file beside the root that it is given: beside this mount,
+	// it ends with the sandbox.
 	if err := m.Sandbox.Run(ctx, "mount", "--bind", m.Root, root); err != nil {
 		return nil, err
 	}
@@ -179,12 +189,7 @@ func (m *Machine) nspawnArgs(ctx context.Context) ([]string, error) {
 		binds = append(slices.Clone(binds), Bind{Source: resolv, Target: "/etc/resolv.conf", ReadOnly: true})
 	}
 	for _, b := range binds {
-		option := "--bind="
-		if b.ReadOnly {
-			option = "--bind-ro="
-		}
-		escape := strings.NewReplacer(`\`, `\\`, ":", `\:`).Replace
-		argv = append(argv, option+escape(b.Source)+":"+escape(b.Target))
+		argv = append(argv, b.option())
 	}
 	return slices.Concat(argv, []string{"--boot", "--"}, m.BootArgs), nil
 }
@@ -302,7 +307,8 @@ func (m *Machine) Poweroff(ctx context.Context) error {
 	return fmt.Errorf("machine %s was cut off: %w", m.Name, err)
 }
 
-// Cut ends the machine at once, as a power cut does: nothing in it is told.
+// Cut ends the machine at once, as a power cut does: its processes are killed, and
+// none of them is asked to stop. A machine that is down is no error.
 func (m *Machine) Cut() {
 	if m.exited != nil {
 		m.kill()

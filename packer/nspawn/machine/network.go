@@ -12,8 +12,8 @@ import (
 	"syscall"
 )
 
-// Network is what a machine has besides loopback. The zero value: nothing. It is
-// set up from outside, before the machine boots.
+// Network is what a machine has besides loopback; the zero value is loopback
+// alone. It is set up from outside, before the machine boots.
 type Network struct {
 	// Veth connects the machine to the sandbox's own network.
 	Veth *Veth
@@ -117,9 +117,9 @@ func (m *Machine) takeDownNetwork() {
 		m.uplink.Wait()
 		m.uplink = nil
 	}
-	// Best effort: they are not there when the set-up failed, and go with the
-	// sandbox in any case. The kernel is late with the cables of a namespace that
-	// is gone, hence the first.
+	// Errors are ignored: after a set-up that failed, neither exists, and both end
+	// with the sandbox. The veth comes first, because the kernel removes those of a
+	// deleted namespace some time later.
 	if v := m.Network.Veth; v != nil {
 		m.Sandbox.Run(context.Background(), "ip", "link", "delete", v.Peer)
 	}

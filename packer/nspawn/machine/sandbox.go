@@ -55,20 +55,9 @@ func NewSandbox(ctx context.Context) (_ *Sandbox, err error) {
 		return nil, err
 	}
 
-	// cat is the smallest thing that waits for a pipe to close. As the first
-	// process of its namespace it is deaf to Ctrl-C as well.
-	s.holder = exec.Command("cat")
-	s.holder.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWNET | syscall.CLONE_NEWPID,
-		Setpgid:    true,
+	if err := s.startHolder(); err != nil {
+		return nil, err
 	}
-	if s.release, err = s.holder.StdinPipe(); err != nil {
-		return nil, fmt.Errorf("machine: start a sandbox: %w", err)
-	}
-	if err := s.holder.Start(); err != nil {
-		return nil, fmt.Errorf("machine: make namespaces: %w (in a container, it has to be a privileged one)", err)
-	}
-
 	for _, argv := range [][]string{
 		{"mount", "--make-rprivate", "/"},
 		{"mount", "-t", "proc", "proc", "/proc"},
@@ -80,6 +69,26 @@ func NewSandbox(ctx context.Context) (_ *Sandbox, err error) {
 		}
 	}
 	return s, nil
+}
+
+// startHolder starts the process that holds the namespaces until the pipe from
+// us closes.
+func (s *Sandbox) startHolder() (err error) {
+	// cat is the smallest program that ends when a pipe closes. As the first process
+	// of its namespace it ignores the signals that it has no handler for, such as
+	// that of Ctrl-C.
+	s.holder = exec.Command("cat")
+	s.holder.SysProcAttr = &syscall.SysProcAttr{
+		Cloneflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWNET | syscall.CLONE_NEWPID,
+		Setpgid:    true,
+	}
+	if s.release, err = s.holder.StdinPipe(); err != nil {
+		return fmt.Errorf("machine: start a sandbox: %w", err)
+	}
+	if err := s.holder.Start(); err != nil {
+		return fmt.Errorf("machine: make namespaces: %w (in a container, it has to be a privileged one)", err)
+	}
+	return nil
 }
 
 // Command is a command that runs in the sandbox, with our environment. When ctx

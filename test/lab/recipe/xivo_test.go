@@ -11,6 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/platform"
+	"github.com/xivo-mesh/packer-plugin-xivo/packer/shell"
 	"github.com/xivo-mesh/packer-plugin-xivo/test/lab/schema"
 )
 
@@ -84,7 +85,7 @@ columns() { for c in "${@:2}"; do sql "SELECT column_name FROM information_schem
 same() { [ "$1" = "$(sql 'SELECT uuid FROM infos')" ] && echo UUID; }
 `
 	for _, q := range questions {
-		script += "answer=$( (" + q.script + ") 2>/dev/null | paste -sd ' ')\nprintf '%s=%s\\n' '" + strings.ReplaceAll(q.name, "'", `'\''`) + "' \"${answer:--}\"\n"
+		script += "answer=$( (" + q.script + ") 2>/dev/null | paste -sd ' ')\nprintf '%s=%s\\n' " + shell.Quote(q.name) + " \"${answer:--}\"\n"
 	}
 	script += "pg_ctlcluster $cluster stop\n"
 
