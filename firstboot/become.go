@@ -360,7 +360,7 @@ func consulEmptied(_ context.Context, n *Node) (Resource, error) {
 				return fmt.Errorf("the KV's export is missing, so Consul's state stays: %w", err)
 			}
 			// What Consul writes after a refusal is not in the export.
-			if err := emptied.InUse(); err != nil {
+			if err := consul.StateInUse(n.Platform); err != nil {
 				return err
 			}
 			if n.Journal != nil { // a seal has none

@@ -10,8 +10,6 @@ import (
 	"time"
 
 	"github.com/google/uuid"
-
-	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/platform"
 )
 
 // Identity is what makes this node itself. It is decided once per instance, in
@@ -121,7 +119,7 @@ func (j *Journal) save() error {
 	if err != nil {
 		return err
 	}
-	return platform.WriteFile(j.file, append(raw, '\n'), 0o600)
+	return writePrivate(j.file, append(raw, '\n'))
 }
 
 func (j *Journal) stamp(id string, s stampState) error {

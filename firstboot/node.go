@@ -201,7 +201,7 @@ func (n *Node) keepsForLife(next *cloudinit.Config) error {
 // keepDocument writes the document in force where the next boot finds it, also
 // when the seed is detached.
 func (n *Node) keepDocument() error {
-	return platform.WriteFile(n.Platform.Path(documentFile), cloudinit.UserData(n.Config), 0o600)
+	return writePrivate(n.Platform.Path(documentFile), cloudinit.UserData(n.Config))
 }
 
 // Close ends the connections and gives the lock back.
@@ -383,7 +383,7 @@ func (n *Node) writeState(file string, v any) error {
 	if err != nil {
 		return err
 	}
-	return platform.WriteFile(n.Platform.Path(file), append(raw, '\n'), 0o600)
+	return writePrivate(n.Platform.Path(file), append(raw, '\n'))
 }
 
 // placeholder stands in a sealed image where the XiVO UUID was; a first boot

@@ -7,11 +7,11 @@ import (
 	"fmt"
 	"io/fs"
 	"net/netip"
-	"os"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/files"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/platform"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/postgres"
 )
@@ -63,7 +63,7 @@ func ForeignAddresses(ctx context.Context, conn *pgx.Conn, p *platform.Platform,
 		foreign(r.Address, "XiVO's provisioning configuration", phones)
 	}
 
-	raw, err := os.ReadFile(p.Path(provdBase))
+	raw, err := files.ReadFile(p.Path(provdBase)) // in a folder of xivo-provd's user
 	if errors.Is(err, fs.ErrNotExist) {
 		return out, nil
 	}

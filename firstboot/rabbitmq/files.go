@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/files"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/platform"
 )
 
@@ -168,7 +169,7 @@ func setListener(src []byte, listener string) (out []byte, diff []string, err er
 // edited is a file that edit brings into its wanted form.
 func edited(name string, edit func([]byte) (out []byte, diff []string, err error)) *Setting {
 	read := func() ([]byte, []string, error) {
-		src, err := os.ReadFile(name)
+		src, err := files.ReadFile(name) // in a folder of the broker's user
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return nil, nil, fmt.Errorf("rabbitmq: %w", err)
 		}
@@ -191,7 +192,11 @@ func edited(name string, edit func([]byte) (out []byte, diff []string, err error
 			if err != nil || len(diff) == 0 {
 				return err
 			}
-			if err := platform.WriteFile(name, out, 0o644); err != nil {
+			attr, err := files.Kept(name, 0o644)
+			if err == nil {
+				err = files.WriteFile(name, out, attr)
+			}
+			if err != nil {
 				return fmt.Errorf("rabbitmq: %w", err)
 			}
 			return nil

@@ -1,115 +1,44 @@
-// Package seal takes a Debian's own identity out of it, and writes down what
-// was done. It wraps the file system: what belongs to XiVO, Consul or RabbitMQ
-// is in their packages, and only firstboot puts them in order.
+// Package seal writes down what a seal did.
 package seal
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"io/fs"
-	"os"
-	"path/filepath"
-	"slices"
 
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/engine"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/files"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/platform"
 )
 
-// Gone is the absence of all files that match the patterns; a folder that
-// matches goes with what is in it.
-func Gone(p *platform.Platform, patterns ...string) *Absent { return &Absent{p, patterns, nil} }
+// What follows stands in firstboot/files, and here only until its callers ask
+// there.
 
-// Absent is what Gone returns.
+// Absent is files.Absent.
 type Absent struct {
-	platform *platform.Platform
+	engine.Resource
+	root     string
 	patterns []string
-	stay     []string
 }
 
-// But leaves files where they are that would match.
-func (a *Absent) But(files ...string) *Absent {
-	for _, f := range files {
-		a.stay = append(a.stay, a.platform.Path(f))
-	}
-	return a
+// Gone is files.Absent.
+func Gone(p *platform.Platform, patterns ...string) Absent {
+	return Absent{files.Absent(p.Root, patterns...), p.Root, patterns}
 }
 
-// Diff names the files that are there, as paths of the server.
-func (a *Absent) Diff(context.Context) ([]string, error) {
-	found, err := a.find()
-	for i := range found {
-		rel, _ := filepath.Rel(a.platform.Root, found[i])
-		found[i] = filepath.Join("/", rel)
-	}
-	return found, err
+// But is files.AbsentBut.
+func (a Absent) But(stay ...string) engine.Resource {
+	return files.AbsentBut(a.root, stay, a.patterns...)
 }
 
-// Apply removes them.
-func (a *Absent) Apply(context.Context) error {
-	found, err := a.find()
-	for _, f := range found {
-		err = errors.Join(err, os.RemoveAll(f))
-	}
-	return err
+// Emptied is files.Emptied.
+func Emptied(p *platform.Platform, patterns ...string) engine.Resource {
+	return files.Emptied(p.Root, patterns...)
 }
 
-func (a *Absent) find() ([]string, error) {
-	var found []string
-	for _, pattern := range a.patterns {
-		m, err := filepath.Glob(a.platform.Path(pattern))
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", pattern, err)
-		}
-		found = append(found, m...)
-	}
-	found = slices.DeleteFunc(found, func(f string) bool { return slices.Contains(a.stay, f) })
-	slices.Sort(found)
-	return slices.Compact(found), nil
-}
+// NoLogs is files.NoLogs.
+func NoLogs(p *platform.Platform, dir string) engine.Resource { return files.NoLogs(p.Root, dir) }
 
-// Emptied is the emptiness of all files that match the patterns: they stay,
-// with their owners and modes, for who wants to write on.
-func Emptied(p *platform.Platform, patterns ...string) *Empty {
-	return &Empty{Gone(p, patterns...)}
-}
-
-// Empty is what Emptied returns.
-type Empty struct{ files *Absent }
-
-// Diff names the files that hold something.
-func (e *Empty) Diff(context.Context) ([]string, error) {
-	full, err := e.full()
-	for i := range full {
-		rel, _ := filepath.Rel(e.files.platform.Root, full[i])
-		full[i] = filepath.Join("/", rel)
-	}
-	return full, err
-}
-
-// Apply truncates them.
-func (e *Empty) Apply(context.Context) error {
-	full, err := e.full()
-	for _, f := range full {
-		err = errors.Join(err, os.Truncate(f, 0))
-	}
-	return err
-}
-
-func (e *Empty) full() ([]string, error) {
-	found, err := e.files.find()
-	var full []string
-	for _, f := range found {
-		st, statErr := os.Lstat(f)
-		if statErr != nil {
-			err = errors.Join(err, statErr)
-		} else if st.Mode().IsRegular() && st.Size() > 0 {
-			full = append(full, f)
-		}
-	}
-	return full, err
-}
-
-// File is the presence of one file with this content and mode.
+// File is files.Present.
 type File struct {
 	Platform *platform.Platform
 	Path     string
@@ -117,65 +46,27 @@ type File struct {
 	Mode     fs.FileMode
 }
 
-// Diff says whether content or mode differ.
-func (f File) Diff(context.Context) ([]string, error) {
-	name := f.Platform.Path(f.Path)
-	have, err := os.ReadFile(name)
-	if errors.Is(err, fs.ErrNotExist) {
-		return []string{f.Path + " is missing"}, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	st, err := os.Stat(name)
-	if err != nil {
-		return nil, err
-	}
-	if string(have) != string(f.Content) || st.Mode().Perm() != f.Mode {
-		return []string{f.Path + " differs"}, nil
-	}
-	return nil, nil
+func (f File) resource() engine.Resource {
+	return files.Present(f.Platform.Root, f.Path, f.Content, f.Mode)
 }
 
-// Apply writes it.
-func (f File) Apply(context.Context) error {
-	name := f.Platform.Path(f.Path)
-	if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
-		return err
-	}
-	if err := platform.WriteFile(name, f.Content, f.Mode); err != nil {
-		return err
-	}
-	return os.Chmod(name, f.Mode)
-}
+// Diff is files.Present's.
+func (f File) Diff(ctx context.Context) ([]string, error) { return f.resource().Diff(ctx) }
 
-// Link is the presence of a symbolic link.
+// Apply is files.Present's.
+func (f File) Apply(ctx context.Context) error { return f.resource().Apply(ctx) }
+
+// Link is files.Link.
 type Link struct {
 	Platform *platform.Platform
 	Path     string
 	Target   string
 }
 
-// Diff says whether it is missing or leads elsewhere.
-func (l Link) Diff(context.Context) ([]string, error) {
-	target, err := os.Readlink(l.Platform.Path(l.Path))
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, err
-	}
-	if target == l.Target {
-		return nil, nil
-	}
-	return []string{l.Path + " does not lead to " + l.Target}, nil
-}
+func (l Link) resource() engine.Resource { return files.Link(l.Platform.Root, l.Path, l.Target) }
 
-// Apply makes it.
-func (l Link) Apply(context.Context) error {
-	name := l.Platform.Path(l.Path)
-	if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
-		return err
-	}
-	if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return os.Symlink(l.Target, name)
-}
+// Diff is files.Link's.
+func (l Link) Diff(ctx context.Context) ([]string, error) { return l.resource().Diff(ctx) }
+
+// Apply is files.Link's.
+func (l Link) Apply(ctx context.Context) error { return l.resource().Apply(ctx) }
