@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -389,5 +390,50 @@ func TestTheOwnerIsSetBeforeTheFileHasItsName(t *testing.T) {
 	must(t, files.Present(s.root, "/own/file", []byte("b"), 0o600).Apply(t.Context()))
 	if got, err := files.Kept(name, 0); err != nil || got != (files.Attr{Mode: 0o600, UID: daemon, GID: daemon + 1}) {
 		t.Errorf("after Present: %+v, %v", got, err)
+	}
+}
+
+// The moment between a look at a name and its opening: another file takes the name
+// as fast as the kernel can exchange two.
+func TestWhatIsExchangedBetweenALookAndTheOpeningWinsNothing(t *testing.T) {
+	for _, c := range []struct{ name, script string }{
+		{"a link to root's file", `ln -s "$1" other.log`},
+		{"a FIFO", `mkfifo other.log`},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := play(t)
+			s.does(t, "echo daemon >file.log; "+c.script)
+			file, other := filepath.Join(s.own, "file.log"), filepath.Join(s.own, "other.log")
+			exchange := func() error { return unix.Renameat2(unix.AT_FDCWD, file, unix.AT_FDCWD, other, unix.RENAME_EXCHANGE) }
+			if err := exchange(); err != nil {
+				t.Skip("no exchange here: ", err)
+			}
+			stop := make(chan struct{})
+			var wg sync.WaitGroup
+			defer wg.Wait()
+			defer close(stop)
+			wg.Go(func() {
+				for {
+					select {
+					case <-stop:
+						return
+					default:
+						exchange()
+					}
+				}
+			})
+			logs, emptied := files.NoLogs(s.root, "/own"), files.Emptied(s.root, "/own/file.log")
+			must(t, ends(t, func() error {
+				for deadline := time.Now().Add(time.Second); time.Now().Before(deadline); {
+					if got, _ := files.ReadFile(file); string(got) == "root's" {
+						return errors.New("root's file was read")
+					}
+					logs.Apply(t.Context())
+					emptied.Apply(t.Context())
+				}
+				return nil
+			}))
+			s.keepsSecret(t)
+		})
 	}
 }
