@@ -18,9 +18,10 @@ import (
 	"regexp"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/engine"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/files"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/platform"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/secret"
 )
@@ -86,28 +87,29 @@ type performance struct {
 	RaftMultiplier int `json:"raft_multiplier"`
 }
 
-// Configuration is the resource of interconnection.json.
-type Configuration struct {
-	p *platform.Platform
-	s Settings
-}
-
 // ConfigFile is /etc/consul/xivo/interconnection.json for s: strict JSON, only
 // keys that this version's Consul knows, mode 0600, with the owner that the
 // package's config.json has. Consul reads it at its next start. A file of the
 // folder that sorts later and sets one of our keys otherwise is an error, and so
-// is a folder that Consul would not start on, with what Consul says to it.
-func ConfigFile(p *platform.Platform, s Settings) *Configuration {
-	return &Configuration{p, s}
+// is a folder that Consul would not start on, with what Consul says to it. The
+// folder is Consul's user's own: where one of the names that end in .json is no
+// regular file, that is an error as well.
+func ConfigFile(p *platform.Platform, s Settings) engine.Resource {
+	return configFile{p, s}
+}
+
+type configFile struct {
+	p *platform.Platform
+	s Settings
 }
 
 // Diff names the keys that differ, the values of secret ones left out.
-func (c *Configuration) Diff(ctx context.Context) ([]string, error) {
+func (c configFile) Diff(ctx context.Context) ([]string, error) {
 	want, err := c.render()
 	if err != nil {
 		return nil, c.fail(err)
 	}
-	theirs, err := os.Stat(c.p.Path(packageFile))
+	wantAttr, err := c.attr()
 	if err != nil {
 		return nil, c.fail(err)
 	}
@@ -117,59 +119,60 @@ func (c *Configuration) Diff(ctx context.Context) ([]string, error) {
 	}
 
 	name := c.p.Path(ourFile)
-	have, err := os.ReadFile(name)
+	have, err := files.ReadFile(name)
 	if errors.Is(err, fs.ErrNotExist) {
 		return []string{ourFile + ": missing"}, nil
 	}
 	if err != nil {
 		return nil, c.fail(err)
 	}
-	st, err := os.Stat(name)
+	haveAttr, err := files.Kept(name, 0)
 	if err != nil {
 		return nil, c.fail(err)
 	}
 
 	diff := diffKeys(have, want)
-	if st.Mode().Perm() != 0o600 {
-		diff = append(diff, fmt.Sprintf("%s: mode %04o, not 0600", ourFile, st.Mode().Perm()))
+	if haveAttr.Mode != wantAttr.Mode {
+		diff = append(diff, fmt.Sprintf("%s: mode %04o, not %04o", ourFile, haveAttr.Mode, wantAttr.Mode))
 	}
-	if !sameOwner(st, theirs) {
+	if haveAttr.UID != wantAttr.UID || haveAttr.GID != wantAttr.GID {
 		diff = append(diff, ourFile+": owner is not config.json's")
 	}
 	return diff, nil
 }
 
 // Apply writes the file.
-func (c *Configuration) Apply(context.Context) error {
+func (c configFile) Apply(context.Context) error {
 	data, err := c.render()
 	if err != nil {
 		return c.fail(err)
 	}
-	theirs, err := os.Stat(c.p.Path(packageFile))
+	attr, err := c.attr()
 	if err != nil {
 		return c.fail(err)
 	}
-
-	// A replaced file keeps its mode: put that right before a secret goes in.
-	name := c.p.Path(ourFile)
-	if err := os.Chmod(name, 0o600); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return c.fail(err)
-	}
-	if err := platform.WriteFile(name, data, 0o600); err != nil {
-		return c.fail(err)
-	}
-	owner := theirs.Sys().(*syscall.Stat_t)
-	if err := os.Chown(name, int(owner.Uid), int(owner.Gid)); err != nil {
+	if err := files.WriteFile(c.p.Path(ourFile), data, attr); err != nil {
 		return c.fail(err)
 	}
 	return nil
 }
 
-func (c *Configuration) fail(err error) error {
+// attr is who may read the file: config.json's owner alone.
+func (c configFile) attr() (files.Attr, error) {
+	theirs := c.p.Path(packageFile)
+	if _, err := os.Lstat(theirs); err != nil {
+		return files.Attr{}, err
+	}
+	attr, err := files.Kept(theirs, 0)
+	attr.Mode = 0o600
+	return attr, err
+}
+
+func (c configFile) fail(err error) error {
 	return fmt.Errorf("consul: %s: %w", ourFile, err)
 }
 
-func (c *Configuration) render() ([]byte, error) {
+func (c configFile) render() ([]byte, error) {
 	if err := c.s.validate(); err != nil {
 		return nil, err
 	}
@@ -198,31 +201,27 @@ func (c *Configuration) render() ([]byte, error) {
 }
 
 // overridden tells which file that sorts after ours takes one of our keys.
-func (c *Configuration) overridden(data []byte) error {
+func (c configFile) overridden(data []byte) error {
 	want, err := decodeObject(data)
 	if err != nil {
 		return err
 	}
-	names, err := configFiles(c.p)
+	all, err := readConfig(c.p)
 	if err != nil {
 		return c.fail(err)
 	}
-	for _, name := range names {
-		if filepath.Base(name) <= filepath.Base(ourFile) {
+	for _, f := range all {
+		if filepath.Base(f.name) <= filepath.Base(ourFile) {
 			continue
 		}
-		raw, err := os.ReadFile(name)
+		have, err := decodeObject(f.content)
 		if err != nil {
-			return c.fail(err)
-		}
-		have, err := decodeObject(raw)
-		if err != nil {
-			return fmt.Errorf("consul: %s: %w", name, err)
+			return fmt.Errorf("consul: %s: %w", f.name, err)
 		}
 		for _, key := range slices.Sorted(maps.Keys(want)) {
 			// Lists are joined by Consul, so they take nothing away.
 			if v, ok := have[key]; ok && key != "retry_join_wan" && !reflect.DeepEqual(v, want[key]) {
-				return fmt.Errorf("consul: %s comes after interconnection.json and sets %q otherwise; remove the key there", name, key)
+				return fmt.Errorf("consul: %s comes after interconnection.json and sets %q otherwise; remove the key there", f.name, key)
 			}
 		}
 	}
@@ -230,10 +229,8 @@ func (c *Configuration) overridden(data []byte) error {
 }
 
 // accepted asks Consul itself whether it would start on its folder with our file
-// in it. The command for it is `configtest` in XiVO's oldest ones, and `validate`
-// in later ones, which know no configtest. Where there is no Consul, nobody is
-// asked.
-func (c *Configuration) accepted(ctx context.Context, ours []byte) error {
+// in it. Where there is no Consul, nobody is asked.
+func (c configFile) accepted(ctx context.Context, ours []byte) error {
 	if _, err := exec.LookPath("consul"); err != nil {
 		return nil
 	}
@@ -242,22 +239,23 @@ func (c *Configuration) accepted(ctx context.Context, ours []byte) error {
 		return c.fail(err)
 	}
 	defer os.RemoveAll(dir)
-	names, err := configFiles(c.p)
+	all, err := readConfig(c.p)
 	if err != nil {
 		return c.fail(err)
 	}
-	for _, name := range names {
-		raw, err := os.ReadFile(name)
-		if err == nil {
-			err = os.WriteFile(filepath.Join(dir, filepath.Base(name)), raw, 0o600)
-		}
-		if err != nil {
+	// The last of a name counts.
+	for _, f := range append(all, file{ourFile, ours}) {
+		if err := os.WriteFile(filepath.Join(dir, filepath.Base(f.name)), f.content, 0o600); err != nil {
 			return c.fail(err)
 		}
 	}
-	if err := os.WriteFile(filepath.Join(dir, filepath.Base(ourFile)), ours, 0o600); err != nil {
-		return c.fail(err)
-	}
+	return validated(ctx, dir)
+}
+
+// validated asks Consul about a folder with a copy of its configuration. The
+// command for it is `configtest` in XiVO's oldest ones, and `validate` in later
+// ones, which know no configtest.
+func validated(ctx context.Context, dir string) error {
 	for _, args := range [][]string{{"validate", dir}, {"configtest", "-config-dir", dir}} {
 		// A tenth of a second on an idle machine, and more than ten on one that is
 		// emulated and busy: a boot must not fail for that.
@@ -310,46 +308,49 @@ func show(v any) string {
 	return string(data)
 }
 
-func sameOwner(a, b fs.FileInfo) bool {
-	x, y := a.Sys().(*syscall.Stat_t), b.Sys().(*syscall.Stat_t)
-	return x.Uid == y.Uid && x.Gid == y.Gid
+// file is one of those that Consul reads.
+type file struct {
+	name    string
+	content []byte
 }
 
-// configFiles are the files that Consul reads, in the order in which it does.
-func configFiles(p *platform.Platform) ([]string, error) {
+// readConfig reads the files that Consul reads, in the order in which it does.
+func readConfig(p *platform.Platform) ([]file, error) {
 	entries, err := os.ReadDir(p.Path(platform.ConsulConfigDir))
 	if err != nil {
 		return nil, err
 	}
-	var names []string
+	var all []file
 	for _, e := range entries {
-		if !e.IsDir() && strings.HasSuffix(e.Name(), ".json") {
-			names = append(names, p.Path(platform.ConsulConfigDir, e.Name()))
+		if e.IsDir() || !strings.HasSuffix(e.Name(), ".json") {
+			continue
 		}
+		name := p.Path(platform.ConsulConfigDir, e.Name())
+		content, err := files.ReadFile(name)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, file{name, content})
 	}
-	return names, nil
+	return all, nil
 }
 
 // mergedConfig is what Consul makes of its folder: a later file wins, key by
 // key, and objects are merged one level deep.
 func mergedConfig(p *platform.Platform) (map[string]any, error) {
-	names, err := configFiles(p)
+	all, err := readConfig(p)
 	if err != nil {
 		return nil, fmt.Errorf("consul: read the configuration: %w", err)
 	}
-	if len(names) == 0 {
+	if len(all) == 0 {
 		return nil, fmt.Errorf("consul: no *.json in %s: is Consul's package installed?", p.Path(platform.ConsulConfigDir))
 	}
 
 	merged := map[string]any{}
-	for _, name := range names {
-		data, err := os.ReadFile(name)
+	for _, f := range all {
+		object, err := decodeObject(f.content)
 		if err != nil {
-			return nil, fmt.Errorf("consul: read the configuration: %w", err)
-		}
-		object, err := decodeObject(data)
-		if err != nil {
-			return nil, fmt.Errorf("consul: %s: %w", name, err)
+			return nil, fmt.Errorf("consul: %s: %w", f.name, err)
 		}
 		for key, value := range object {
 			had, isObject := merged[key].(map[string]any)

@@ -10,13 +10,15 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"slices"
 	"strings"
 	"unicode"
 	"unicode/utf8"
 
 	"github.com/hashicorp/consul/api"
 
-	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/platform"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/engine"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/files"
 )
 
 // exportFormat is the version of the export's file.
@@ -51,16 +53,24 @@ func (c *Client) Export(ctx context.Context, file string) (err error) {
 		return err
 	}
 
-	proof, err := c.probe(ctx)
+	doc, err := c.readAll(ctx)
 	if err != nil {
 		return err
 	}
+	return doc.write(file)
+}
+
+// readAll reads all of the KV, and proves that it is all.
+func (c *Client) readAll(ctx context.Context) (export, error) {
+	doc := export{Format: exportFormat, Entries: []entry{}}
+	proof, err := c.probe(ctx)
+	if err != nil {
+		return doc, err
+	}
 	pairs, err := c.list(ctx)
 	if err := errors.Join(err, c.removeProbe(ctx)); err != nil {
-		return err
+		return doc, err
 	}
-
-	doc := export{Format: exportFormat, Entries: []entry{}}
 	proved := false
 	for _, pair := range pairs {
 		if pair.Key == probeKey {
@@ -68,15 +78,14 @@ func (c *Client) Export(ctx context.Context, file string) (err error) {
 			continue
 		}
 		if err := c.checkKey(ctx, pair.Key); err != nil {
-			return err
+			return doc, err
 		}
 		doc.Entries = append(doc.Entries, entry{pair.Key, pair.Value, pair.Flags})
 	}
 	if !proved {
-		return fmt.Errorf("the answer lacks key %q, which was just written: not everything may be read with this token", probeKey)
+		return doc, fmt.Errorf("the answer lacks key %q, which was just written: not everything may be read with this token", probeKey)
 	}
-
-	return doc.write(file)
+	return doc, nil
 }
 
 // CompleteExport adds to an export the entries of a later one whose keys it does
@@ -108,7 +117,7 @@ func (doc export) write(file string) error {
 	if err != nil {
 		return err
 	}
-	return platform.WriteFile(file, append(data, '\n'), 0o600)
+	return files.WriteFile(file, append(data, '\n'), files.Private())
 }
 
 func readExport(file string) (doc export, err error) {
@@ -156,22 +165,21 @@ func (c *Client) checkKey(ctx context.Context, key string) error {
 	})
 }
 
-// Restore is the resource of an export put back.
-type Restore struct {
+// Import is the KV holding every entry of an export bit for bit, but those whose
+// key begins with one of skip. Other entries of the KV are left alone. The file
+// is only read.
+func (c *Client) Import(file string, skip ...string) engine.Resource {
+	return imported{c, file, skip}
+}
+
+type imported struct {
 	c    *Client
 	file string
 	skip []string
 }
 
-// Import is the KV holding every entry of an export bit for bit, but those whose
-// key begins with one of skip. Other entries of the KV are left alone. The file
-// is only read.
-func (c *Client) Import(file string, skip ...string) *Restore {
-	return &Restore{c, file, skip}
-}
-
 // Diff counts what is missing or different. Keys are not told: some hold tokens.
-func (r *Restore) Diff(ctx context.Context) ([]string, error) {
+func (r imported) Diff(ctx context.Context) ([]string, error) {
 	todo, total, err := r.missing(ctx)
 	if err != nil || len(todo) == 0 {
 		return nil, err
@@ -180,7 +188,7 @@ func (r *Restore) Diff(ctx context.Context) ([]string, error) {
 }
 
 // Apply writes those entries. After an error it may simply be run again.
-func (r *Restore) Apply(ctx context.Context) error {
+func (r imported) Apply(ctx context.Context) error {
 	todo, _, err := r.missing(ctx)
 	if err != nil {
 		return err
@@ -193,11 +201,13 @@ func (r *Restore) Apply(ctx context.Context) error {
 	return nil
 }
 
-func (r *Restore) fail(err error) error {
+func (r imported) fail(err error) error {
 	return fmt.Errorf("consul: restore KV from %s: %w", r.file, err)
 }
 
-func (r *Restore) missing(ctx context.Context) (todo []entry, total int, err error) {
+// missing returns the wanted entries that the KV does not hold as they are in the
+// export, and how many are wanted.
+func (r imported) missing(ctx context.Context) (todo []entry, total int, err error) {
 	want, err := r.read()
 	if err != nil {
 		return nil, 0, r.fail(err)
@@ -219,7 +229,8 @@ func (r *Restore) missing(ctx context.Context) (todo []entry, total int, err err
 	return todo, len(want), nil
 }
 
-func (r *Restore) read() ([]entry, error) {
+// read returns the entries that are wanted.
+func (r imported) read() ([]entry, error) {
 	doc, err := readExport(r.file)
 	if err != nil {
 		return nil, err
@@ -233,13 +244,8 @@ func (r *Restore) read() ([]entry, error) {
 	return wanted, nil
 }
 
-func (r *Restore) skipped(key string) bool {
-	for _, prefix := range r.skip {
-		if strings.HasPrefix(key, prefix) {
-			return true
-		}
-	}
-	return false
+func (r imported) skipped(key string) bool {
+	return slices.ContainsFunc(r.skip, func(prefix string) bool { return strings.HasPrefix(key, prefix) })
 }
 
 func (c *Client) put(ctx context.Context, e entry) error {

@@ -15,6 +15,7 @@ import (
 	"sync"
 	"syscall"
 
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/files"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/platform"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/secret"
 )
@@ -49,54 +50,76 @@ func ExportAtRest(ctx context.Context, p *platform.Platform, file string) (err e
 	if err != nil {
 		return err
 	}
-	address, err := apiAddress(map[string]any{"ports": config["ports"]})
+	c, err := privateClient(p, config)
 	if err != nil {
 		return err
 	}
-	token, _ := config["acl_master_token"].(string)
-	if token == "" {
-		return fmt.Errorf("no acl_master_token in %s", p.Path(platform.ConsulConfigDir))
-	}
-
 	dir := p.Path(AtRestDir)
-	if err := os.RemoveAll(dir); err != nil {
-		return err
-	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return err
-	}
 	defer os.RemoveAll(dir)
-	if err := copyAtRest(p, filepath.Join(dir, "data")); err != nil {
-		return err
-	}
-	if err := writePrivateConfig(filepath.Join(dir, "config.json"), config, filepath.Join(dir, "data")); err != nil {
+	configFile, err := layOut(p, dir, config)
+	if err != nil {
 		return err
 	}
 
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	stop, err := startPrivate(filepath.Join(dir, "config.json"), cancel)
+	stop, err := startPrivate(configFile, cancel)
 	if err != nil {
 		return err
 	}
 	defer stop()
-	c := newClient(address, secret.Secret(token), p.Path(platform.CertificateFile))
 	if err := c.WaitLeader(ctx); err != nil {
 		return errors.Join(context.Cause(ctx), err)
 	}
 	return c.Export(ctx, file)
 }
 
-// copyAtRest copies what makes the server the one that wrote the log.
+// privateClient speaks to the private server: on loopback, with the port and the
+// token of the real one.
+func privateClient(p *platform.Platform, config map[string]any) (*Client, error) {
+	address, err := apiAddress(map[string]any{"ports": config["ports"]})
+	if err != nil {
+		return nil, err
+	}
+	token, _ := config["acl_master_token"].(string)
+	if token == "" {
+		return nil, fmt.Errorf("no acl_master_token in %s", p.Path(platform.ConsulConfigDir))
+	}
+	return newClient(address, secret.Secret(token), p.Path(platform.CertificateFile)), nil
+}
+
+// layOut makes the folder anew, which is root's alone, with the private server's
+// data and its configuration, whose file it returns.
+func layOut(p *platform.Platform, dir string, config map[string]any) (configFile string, err error) {
+	if err := os.RemoveAll(dir); err != nil {
+		return "", err
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return "", err
+	}
+	data := filepath.Join(dir, "data")
+	if err := copyAtRest(p, data); err != nil {
+		return "", err
+	}
+	configFile = filepath.Join(dir, "config.json")
+	return configFile, writePrivateConfig(configFile, config, data)
+}
+
+// copyAtRest copies what makes the server the one that wrote the log. Consul's
+// user owns it, and the private server runs as root: nothing but regular files is
+// copied, and no link followed.
 func copyAtRest(p *platform.Platform, to string) error {
 	raft := p.Path(platform.ConsulDataDir, "raft")
-	if _, err := os.Stat(raft); err != nil {
+	if _, err := os.Lstat(raft); err != nil {
 		return fmt.Errorf("no state to read: %w", err)
 	}
-	if err := os.CopyFS(filepath.Join(to, "raft"), os.DirFS(raft)); err != nil {
+	if err := os.Mkdir(to, 0o700); err != nil {
 		return err
 	}
-	id, err := os.ReadFile(p.Path(platform.ConsulDataDir, "node-id"))
+	if err := files.CopyTree(raft, filepath.Join(to, "raft")); err != nil {
+		return err
+	}
+	id, err := files.ReadFile(p.Path(platform.ConsulDataDir, "node-id"))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil // Consul before 0.7.3
 	}
@@ -106,6 +129,8 @@ func copyAtRest(p *platform.Platform, to string) error {
 	return os.WriteFile(filepath.Join(to, "node-id"), id, 0o600)
 }
 
+// writePrivateConfig writes a configuration of what keptKeys names, and of nothing
+// else that Consul's user may have put into the real one.
 func writePrivateConfig(name string, config map[string]any, data string) error {
 	private := map[string]any{
 		"bind_addr":            "127.0.0.1",

@@ -9,6 +9,8 @@ import (
 	"slices"
 
 	"github.com/hashicorp/consul/api"
+
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/engine"
 )
 
 // Registration is one instance of a service. The order of tags means nothing.
@@ -24,18 +26,17 @@ func (r Registration) equal(o Registration) bool {
 		slices.Equal(slices.Sorted(slices.Values(r.Tags)), slices.Sorted(slices.Values(o.Tags)))
 }
 
-// Service is the resource of a registered service.
-type Service struct {
+// Registered is a service, without checks, at the local agent and in the catalog
+// of its datacenter, which is what other nodes see.
+func (c *Client) Registered(r Registration) engine.Resource { return registered{c, r} }
+
+type registered struct {
 	c    *Client
 	want Registration
 }
 
-// Registered is a service, without checks, at the local agent and in the catalog
-// of its datacenter, which is what other nodes see.
-func (c *Client) Registered(r Registration) *Service { return &Service{c, r} }
-
 // Diff says where the service is missing or different.
-func (s *Service) Diff(ctx context.Context) ([]string, error) {
+func (s registered) Diff(ctx context.Context) ([]string, error) {
 	if s.want.ID == "" || s.want.Name == "" || s.want.Address == "" {
 		return nil, fmt.Errorf("consul: register %q: id, name and address are all needed", s.want.ID)
 	}
@@ -53,7 +54,8 @@ func (s *Service) Diff(ctx context.Context) ([]string, error) {
 	return s.differs("catalog", catalog), nil
 }
 
-func (s *Service) differs(where string, have []Registration) []string {
+// differs says how the registration in a list differs from the wanted one.
+func (s registered) differs(where string, have []Registration) []string {
 	i := slices.IndexFunc(have, func(r Registration) bool { return r.ID == s.want.ID })
 	if i < 0 {
 		return []string{fmt.Sprintf("service %s: not registered (%s)", s.want.ID, where)}
@@ -66,7 +68,7 @@ func (s *Service) differs(where string, have []Registration) []string {
 }
 
 // Apply registers it and waits until the catalog shows it, at most 10 s.
-func (s *Service) Apply(ctx context.Context) error {
+func (s registered) Apply(ctx context.Context) error {
 	err := s.c.call(ctx, callTimeout, func(client *api.Client) error {
 		return client.Agent().ServiceRegister(&api.AgentServiceRegistration{
 			ID:      s.want.ID,

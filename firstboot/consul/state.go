@@ -4,11 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
 
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/engine"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/files"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/platform"
 )
 
@@ -16,50 +17,43 @@ import (
 // and the files that XiVO's daemons read stand beside it, and stay.
 var state = []string{"raft", "serf", "services", "checks", "tmp", "node-id"}
 
-// State is the resource of what Consul remembers.
-type State struct {
-	p *platform.Platform
-}
-
 // Emptied is /var/lib/consul without what Consul remembers: raft (KV and ACLs
 // with it), serf with its keyrings, registered services and checks, and the
-// node id. Nothing else is touched there. Apply refuses while a process has
-// files of that folder open: Consul would go on with what was deleted.
-func Emptied(p *platform.Platform) *State { return &State{p} }
-
-// Diff names what is still there.
-func (s *State) Diff(context.Context) ([]string, error) {
-	var diff []string
+// node id. Nothing else is touched there. Apply refuses while Consul runs; see
+// StateInUse.
+func Emptied(p *platform.Platform) engine.Resource {
+	var names []string
 	for _, name := range state {
-		_, err := os.Lstat(s.p.Path(platform.ConsulDataDir, name))
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
+		names = append(names, filepath.Join(platform.ConsulDataDir, name))
+	}
+	absent := files.Absent(p.Root, names...)
+	diff := func(ctx context.Context) ([]string, error) {
+		found, err := absent.Diff(ctx)
 		if err != nil {
 			return nil, fmt.Errorf("consul: empty its state: %w", err)
 		}
-		diff = append(diff, filepath.Join(platform.ConsulDataDir, name)+": still there")
+		for i := range found {
+			found[i] += ": still there"
+		}
+		return found, nil
 	}
-	return diff, nil
-}
-
-// InUse is an error while a process has files of it open.
-func (s *State) InUse() error {
-	if err := notRunning(s.p); err != nil {
-		return fmt.Errorf("consul: empty its state: %w", err)
-	}
-	return nil
-}
-
-// Apply removes it.
-func (s *State) Apply(context.Context) error {
-	if err := s.InUse(); err != nil {
-		return err
-	}
-	for _, name := range state {
-		if err := os.RemoveAll(s.p.Path(platform.ConsulDataDir, name)); err != nil {
+	apply := func(ctx context.Context) error {
+		if err := StateInUse(p); err != nil {
+			return err
+		}
+		if err := absent.Apply(ctx); err != nil {
 			return fmt.Errorf("consul: empty its state: %w", err)
 		}
+		return nil
+	}
+	return engine.New(diff, apply)
+}
+
+// StateInUse is an error that names the process while one has files of
+// /var/lib/consul open: Consul would go on with what was deleted.
+func StateInUse(p *platform.Platform) error {
+	if err := notRunning(p); err != nil {
+		return fmt.Errorf("consul: empty its state: %w", err)
 	}
 	return nil
 }

@@ -6,9 +6,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
 	"regexp"
+	"slices"
 
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/engine"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/files"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/platform"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/secret"
 )
@@ -18,20 +20,21 @@ const (
 	daemonTokenFile = platform.ConsulDataDir + "/default_xivo_consul_token.yml"
 )
 
-// Tokens is the resource of the files that hold the master token.
-type Tokens struct {
-	p     *platform.Platform
-	token secret.Secret
-}
-
 // TokenFiles is the ACL master token in the three files of XiVO's package:
 // master_token, config.json (acl_master_token) and
 // default_xivo_consul_token.yml, which XiVO's daemons read through links. All
 // else in them, their owners and their modes stay. They are read at the next
 // start of Consul and of the daemons. A file that is missing, or has no place
 // for a token, is an error: the package made all three.
-func TokenFiles(p *platform.Platform, token secret.Secret) *Tokens {
-	return &Tokens{p, token}
+// The folders are Consul's user's own: what is no regular file there is an error
+// as well.
+func TokenFiles(p *platform.Platform, token secret.Secret) engine.Resource {
+	return tokenFiles{p, token}
+}
+
+type tokenFiles struct {
+	p     *platform.Platform
+	token secret.Secret
 }
 
 // The whole file, without the newline that it may end with.
@@ -51,7 +54,7 @@ var places = []struct {
 }
 
 // Diff names the files that hold another token.
-func (t *Tokens) Diff(context.Context) ([]string, error) {
+func (t tokenFiles) Diff(context.Context) ([]string, error) {
 	var diff []string
 	err := t.each(func(name string, have, want []byte) error {
 		if !bytes.Equal(have, want) {
@@ -63,22 +66,30 @@ func (t *Tokens) Diff(context.Context) ([]string, error) {
 }
 
 // Apply puts the token into those files.
-func (t *Tokens) Apply(context.Context) error {
+func (t tokenFiles) Apply(context.Context) error {
 	return t.each(func(name string, have, want []byte) error {
 		if bytes.Equal(have, want) {
 			return nil
 		}
-		return platform.WriteFile(t.p.Path(name), want, 0o600)
+		file := t.p.Path(name)
+		attr, err := files.Kept(file, 0o600)
+		if err != nil {
+			return err
+		}
+		return files.WriteFile(file, want, attr)
 	})
 }
 
-func (t *Tokens) each(do func(name string, have, want []byte) error) error {
-	// It goes into three syntaxes, and is a UUID in all of them.
-	if !regexp.MustCompile(`^[0-9A-Za-z-]+$`).MatchString(t.token.Reveal()) {
+// The token goes into three syntaxes, and is a UUID in all of them.
+var plainToken = regexp.MustCompile(`^[0-9A-Za-z-]+$`)
+
+// each calls do with what every file holds and what it should hold.
+func (t tokenFiles) each(do func(name string, have, want []byte) error) error {
+	if !plainToken.MatchString(t.token.Reveal()) {
 		return errors.New("consul: the master token is empty or not made of letters, digits and dashes")
 	}
 	for _, place := range places {
-		data, err := os.ReadFile(t.p.Path(place.name))
+		data, err := files.ReadFile(t.p.Path(place.name))
 		if err != nil {
 			return fmt.Errorf("consul: put the master token: %w; `dpkg-reconfigure consul` makes XiVO's files", err)
 		}
@@ -86,8 +97,7 @@ func (t *Tokens) each(do func(name string, have, want []byte) error) error {
 		if err != nil {
 			return fmt.Errorf("consul: put the master token: %s: %w; `dpkg-reconfigure consul` makes XiVO's files", place.name, err)
 		}
-		want := append(bytes.Clone(data[:start]), t.token.Reveal()...)
-		want = append(want, data[end:]...)
+		want := slices.Concat(data[:start], []byte(t.token.Reveal()), data[end:])
 		if err := do(place.name, data, want); err != nil {
 			return fmt.Errorf("consul: put the master token: %w", err)
 		}

@@ -4,14 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
 	"slices"
 	"strings"
 	"sync"
 
 	"github.com/hashicorp/consul/api"
 
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/engine"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/files"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/platform"
 )
 
@@ -50,19 +50,18 @@ func (c *Client) WANMembers(ctx context.Context) (members []Member, err error) {
 	return members, nil
 }
 
-// Join is the resource of peers, one of which at least is in the WAN.
-type Join struct {
+// JoinedWAN is one address at least, each an IP, being a living member of the
+// WAN: gossip tells of all others. This node's own always is one, so leave it
+// out.
+func (c *Client) JoinedWAN(addresses []string) engine.Resource { return joinedWAN{c, addresses} }
+
+type joinedWAN struct {
 	c         *Client
 	addresses []string
 }
 
-// JoinedWAN is one address at least, each an IP, being a living member of the
-// WAN: gossip tells of all others. This node's own always is one, so leave it
-// out.
-func (c *Client) JoinedWAN(addresses []string) *Join { return &Join{c, addresses} }
-
 // Diff says when none of them is.
-func (j *Join) Diff(ctx context.Context) ([]string, error) {
+func (j joinedWAN) Diff(ctx context.Context) ([]string, error) {
 	members, err := j.c.WANMembers(ctx)
 	if err != nil {
 		return nil, err
@@ -76,7 +75,7 @@ func (j *Join) Diff(ctx context.Context) ([]string, error) {
 // Apply joins all of them at once, and fails when none could be joined; the
 // error tells for each why. It takes 10 s at most: Consul goes on by itself with
 // an address that is silent for longer.
-func (j *Join) Apply(ctx context.Context) error {
+func (j joinedWAN) Apply(ctx context.Context) error {
 	errs := make([]error, len(j.addresses))
 	var wg sync.WaitGroup
 	for i, a := range j.addresses {
@@ -138,7 +137,7 @@ func (c *Client) Leave(ctx context.Context) error {
 
 // ForgetWAN removes what a stopped Consul remembers of the WAN.
 func ForgetWAN(p *platform.Platform) error {
-	if err := os.Remove(p.Path(wanSnapshot)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := files.Absent(p.Root, wanSnapshot).Apply(context.Background()); err != nil {
 		return fmt.Errorf("consul: forget the WAN: %w", err)
 	}
 	return nil

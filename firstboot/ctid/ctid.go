@@ -17,6 +17,8 @@ import (
 	"github.com/google/uuid"
 	"gopkg.in/yaml.v3"
 
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/engine"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/files"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/platform"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/secret"
 )
@@ -37,12 +39,6 @@ const (
 // ConfigFiles matches the files that ConfigFile and Credentials write.
 var ConfigFiles = []string{"/etc/xivo-*/conf.d/" + fileName, "/etc/wazo-*/conf.d/" + fileName}
 
-// Config is what ConfigFile returns.
-type Config struct {
-	platform  *platform.Platform
-	advertise string
-}
-
 // ConfigFile is /etc/xivo-ctid/conf.d/interconnection.yml, with which xivo-ctid
 // registers itself in Consul at the address, and listens beyond loopback where
 // the peers' xivo-ctid ask it. Where xivo-ctid-ng looks up other daemons of a
@@ -50,11 +46,18 @@ type Config struct {
 // address. The files are read when the daemons start; whether xivo-ctid's took
 // effect shows only in the service that it registers (see Overridden for one
 // reason why not).
-func ConfigFile(p *platform.Platform, advertise string) *Config { return &Config{p, advertise} }
+func ConfigFile(p *platform.Platform, advertise string) engine.Resource {
+	return config{p, advertise}
+}
 
-// files returns the wanted content by file.
-func (c *Config) files() (map[string][]byte, error) {
-	files := map[string][]byte{}
+type config struct {
+	platform  *platform.Platform
+	advertise string
+}
+
+// wanted returns the wanted content by file.
+func (c config) wanted() (map[string][]byte, error) {
+	wanted := map[string][]byte{}
 	if c.platform.Traits.PresenceCredentials {
 		for _, pattern := range ConfigFiles {
 			dirs, err := filepath.Glob(c.platform.Path(filepath.Dir(pattern)))
@@ -62,7 +65,7 @@ func (c *Config) files() (map[string][]byte, error) {
 				return nil, err
 			}
 			for _, dir := range dirs {
-				files[filepath.Join(dir, fileName)] = discovery(c.advertise)
+				wanted[filepath.Join(dir, fileName)] = discovery(c.advertise)
 			}
 		}
 	}
@@ -73,8 +76,8 @@ func (c *Config) files() (map[string][]byte, error) {
 	if c.platform.Traits.CtidAsksPeers {
 		own = fmt.Appendf(own, "rest_api:\n  http:\n    listen: %q\n", listen)
 	}
-	files[c.platform.Path(platform.CtidConfigDir, fileName)] = own
-	return files, nil
+	wanted[c.platform.Path(platform.CtidConfigDir, fileName)] = own
+	return wanted, nil
 }
 
 // discovery is what every daemon is told. Everything is quoted: text that does
@@ -87,7 +90,7 @@ func discovery(advertise string) []byte {
 func checkURL(advertise string) string { return "http://" + advertise + ":" + port + "/0.1/infos" }
 
 // Diff compares the files.
-func (c *Config) Diff(context.Context) ([]string, error) {
+func (c config) Diff(context.Context) ([]string, error) {
 	_, diff, err := c.differing()
 	slices.Sort(diff)
 	return diff, err
@@ -95,16 +98,20 @@ func (c *Config) Diff(context.Context) ([]string, error) {
 
 // Apply writes those that differ. Nothing else that ends in .yml is left in the
 // folders.
-func (c *Config) Apply(context.Context) error {
-	files, _, err := c.differing()
+func (c config) Apply(context.Context) error {
+	differing, _, err := c.differing()
 	if err != nil {
 		return err
 	}
 	if err := os.MkdirAll(c.platform.Path(platform.CtidConfigDir), 0o755); err != nil {
 		return fmt.Errorf("ctid: %w", err)
 	}
-	for name, want := range files {
-		if err := platform.WriteFile(name, want, 0o644); err != nil {
+	for name, want := range differing {
+		attr, err := files.Kept(name, 0o644)
+		if err == nil {
+			err = files.WriteFile(name, want, attr)
+		}
+		if err != nil {
 			return fmt.Errorf("ctid: %w", err)
 		}
 	}
@@ -112,32 +119,33 @@ func (c *Config) Apply(context.Context) error {
 }
 
 // differing returns the wanted content of the files that differ, and what differs.
-func (c *Config) differing() (map[string][]byte, []string, error) {
-	files, err := c.files()
+func (c config) differing() (map[string][]byte, []string, error) {
+	differing, err := c.wanted()
 	if err != nil {
 		return nil, nil, fmt.Errorf("ctid: %w", err)
 	}
 	var diff []string
-	for name, want := range files {
+	for name, want := range differing {
 		var d []string
 		// Credentials writes on where this ends.
-		have, err := os.ReadFile(name)
+		have, err := files.ReadFile(name)
 		if err != nil || name != c.platform.Path(ngConfigDir, fileName) || !bytes.HasPrefix(have, want) {
 			if d, err = differs(c.platform, name, want); err != nil {
 				return nil, nil, err
 			}
 		}
 		if d == nil {
-			delete(files, name)
+			delete(differing, name)
 		}
 		diff = append(diff, d...)
 	}
-	return files, diff, nil
+	return differing, diff, nil
 }
 
+// differs says how a file differs from the content.
 func differs(p *platform.Platform, name string, want []byte) ([]string, error) {
 	told := "/" + strings.TrimPrefix(strings.TrimPrefix(name, p.Root), "/")
-	have, err := os.ReadFile(name)
+	have, err := files.ReadFile(name)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return []string{told + " is missing"}, nil
@@ -155,19 +163,12 @@ type Peer struct {
 	UUID uuid.UUID
 }
 
-// RemoteCredentials is what Credentials returns.
-type RemoteCredentials struct {
-	platform *platform.Platform
-	name     string
-	want     []byte
-}
-
 // Credentials is /etc/xivo-ctid-ng/conf.d/interconnection.yml: the address of
 // ConfigFile, and the web-service account with which xivo-ctid-ng gets a token
 // of each peer's xivo-auth, to ask that peer's xivo-ctid-ng for statuses. It is
 // read when xivo-ctid-ng starts, and by those only who may read the server's
 // TLS key, as xivo-ctid-ng may. A server without xivo-ctid-ng has none.
-func Credentials(p *platform.Platform, advertise, account string, password secret.Secret, peers []Peer) *RemoteCredentials {
+func Credentials(p *platform.Platform, advertise, account string, password secret.Secret, peers []Peer) engine.Resource {
 	want := discovery(advertise)
 	if len(peers) > 0 {
 		want = append(want, "remote_credentials:\n"...)
@@ -175,11 +176,17 @@ func Credentials(p *platform.Platform, advertise, account string, password secre
 	for _, peer := range slices.SortedFunc(slices.Values(peers), func(a, b Peer) int { return strings.Compare(a.Name, b.Name) }) {
 		want = fmt.Appendf(want, "  %s:\n    xivo_uuid: %q\n    service_id: %q\n    service_key: %q\n", peer.Name, peer.UUID, account, password.Reveal())
 	}
-	return &RemoteCredentials{p, p.Path(ngConfigDir, fileName), want}
+	return credentials{p, p.Path(ngConfigDir, fileName), want}
+}
+
+type credentials struct {
+	platform *platform.Platform
+	name     string
+	want     []byte
 }
 
 // Diff compares the file.
-func (c *RemoteCredentials) Diff(context.Context) ([]string, error) {
+func (c credentials) Diff(context.Context) ([]string, error) {
 	if _, err := os.Stat(filepath.Dir(c.name)); errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
@@ -187,75 +194,60 @@ func (c *RemoteCredentials) Diff(context.Context) ([]string, error) {
 	if diff != nil || err != nil {
 		return diff, err
 	}
-	have, err := os.Stat(c.name)
+	have, err := files.Kept(c.name, 0)
 	if err != nil {
 		return nil, fmt.Errorf("ctid: %w", err)
 	}
-	mode, group, err := c.access()
+	want, err := c.access()
 	if err != nil {
 		return nil, err
 	}
-	if have.Mode().Perm() != mode || have.Sys().(*syscall.Stat_t).Gid != group {
+	if have.Mode != want.Mode || have.GID != want.GID {
 		return []string{filepath.Join(ngConfigDir, fileName) + " may be read by others than xivo-ctid-ng, or not by it"}, nil
 	}
 	return nil, nil
 }
 
 // Apply writes it.
-func (c *RemoteCredentials) Apply(context.Context) error {
-	mode, group, err := c.access()
+func (c credentials) Apply(context.Context) error {
+	attr, err := c.access()
 	if err != nil {
 		return err
 	}
-	// A replaced file keeps its mode: put that right before a secret goes in.
-	if err := os.Chmod(c.name, 0o600); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("ctid: %w", err)
-	}
-	err = platform.WriteFile(c.name, c.want, 0o600)
-	if err == nil {
-		err = os.Chown(c.name, -1, int(group))
-	}
-	if err == nil {
-		err = os.Chmod(c.name, mode)
-	}
-	if err != nil {
+	if err := files.WriteFile(c.name, c.want, attr); err != nil {
 		return fmt.Errorf("ctid: %w", err)
 	}
 	return nil
 }
 
-// access is who may read the file: root, and the group of the TLS key.
-func (c *RemoteCredentials) access() (fs.FileMode, uint32, error) {
+// access is who may read the file: its owner, and the group of the TLS key.
+func (c credentials) access() (files.Attr, error) {
 	key, err := os.Stat(c.platform.Path(platform.CertificateKey))
 	if err != nil {
-		return 0, 0, fmt.Errorf("ctid: %w", err)
+		return files.Attr{}, fmt.Errorf("ctid: %w", err)
 	}
-	return 0o640, key.Sys().(*syscall.Stat_t).Gid, nil
+	attr, err := files.Kept(c.name, 0)
+	if err != nil {
+		return files.Attr{}, fmt.Errorf("ctid: %w", err)
+	}
+	attr.Mode, attr.GID = 0o640, int(key.Sys().(*syscall.Stat_t).Gid)
+	return attr, nil
 }
 
-// Overridden returns the names of the files in the same folder that set the
+// Overridden returns the names of the files in xivo-ctid's conf.d that set the
 // address or the listener otherwise, or keep xivo-ctid out of Consul, and win:
-// xivo-ctid takes each key from the first file in alphabetical order that has it. Files that do not parse are
-// skipped, as xivo-ctid does.
+// xivo-ctid takes each key from the first file in alphabetical order that has it.
+// Files that do not parse are skipped, as xivo-ctid does.
 func Overridden(p *platform.Platform, advertise string) ([]string, error) {
-	entries, err := os.ReadDir(p.Path(platform.CtidConfigDir)) // sorted
+	dir := p.Path(platform.CtidConfigDir)
+	entries, err := os.ReadDir(dir) // sorted
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
 	if err != nil {
 		return nil, fmt.Errorf("ctid: %w", err)
 	}
-	want := map[string]string{"service_discovery advertise_address": advertise}
-	if p.Traits.CtidCheckURL {
-		want["service_discovery check_url"] = checkURL(advertise)
-	} else {
-		want["service_discovery enabled"] = "true"
-	}
-	if p.Traits.CtidAsksPeers {
-		want["rest_api http listen"] = listen
-		want["rest_api http port"] = port
-	}
-
+	want := ownKeys(p, advertise)
 	var winners []string
 	for _, e := range entries {
 		name := e.Name()
@@ -265,7 +257,7 @@ func Overridden(p *platform.Platform, advertise string) ([]string, error) {
 		if !strings.HasSuffix(name, ".yml") || strings.HasPrefix(name, ".") {
 			continue
 		}
-		raw, err := os.ReadFile(p.Path(platform.CtidConfigDir, name))
+		raw, err := readLinked(filepath.Join(dir, name))
 		if err != nil {
 			return nil, fmt.Errorf("ctid: %w", err)
 		}
@@ -281,6 +273,37 @@ func Overridden(p *platform.Platform, advertise string) ([]string, error) {
 		}
 	}
 	return winners, nil
+}
+
+// ownKeys are the values that xivo-ctid must have, by their path.
+func ownKeys(p *platform.Platform, advertise string) map[string]string {
+	want := map[string]string{"service_discovery advertise_address": advertise}
+	if p.Traits.CtidCheckURL {
+		want["service_discovery check_url"] = checkURL(advertise)
+	} else {
+		want["service_discovery enabled"] = "true"
+	}
+	if p.Traits.CtidAsksPeers {
+		want["rest_api http listen"] = listen
+		want["rest_api http port"] = port
+	}
+	return want
+}
+
+// readLinked reads a file of a conf.d. XiVO's packages make some of them links to
+// the files in /var/lib/consul, which Consul's user owns: a link is followed once,
+// and what it leads to is a regular file or refused.
+func readLinked(name string) ([]byte, error) {
+	target, err := os.Readlink(name)
+	switch {
+	case errors.Is(err, syscall.EINVAL):
+		target = name // no link
+	case err != nil:
+		return nil, err
+	case !filepath.IsAbs(target):
+		target = filepath.Join(filepath.Dir(name), target)
+	}
+	return files.ReadFile(target)
 }
 
 // lookup returns the scalar at a path, as text. A value in the way that is no

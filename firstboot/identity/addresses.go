@@ -7,11 +7,11 @@ import (
 	"fmt"
 	"io/fs"
 	"net/netip"
-	"os"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/files"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/platform"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/postgres"
 )
@@ -33,28 +33,14 @@ func ForeignAddresses(ctx context.Context, conn *pgx.Conn, p *platform.Platform,
 		out = append(out, fmt.Sprintf("%s holds %s, which is no address of this machine: %s", where, a, so))
 	}
 
-	type row struct{ Where, Address string }
-	read := func(table, sql string) ([]row, error) {
-		columns, err := postgres.Columns(ctx, conn, table)
-		if err == nil && columns != nil {
-			var found []row
-			if found, err = postgres.Rows(ctx, conn, pgx.RowToStructByPos[row], sql); err == nil {
-				return found, nil
-			}
-		}
-		if err != nil {
-			err = fmt.Errorf("identity: read %s: %w", table, err)
-		}
-		return nil, err
-	}
-	interfaces, err := read("netiface", "SELECT ifname, coalesce(address, '') FROM netiface WHERE disable = 0 ORDER BY id")
+	interfaces, err := addressRows(ctx, conn, "netiface", "SELECT ifname, coalesce(address, '') FROM netiface WHERE disable = 0 ORDER BY id")
 	if err != nil {
 		return nil, err
 	}
 	for _, r := range interfaces {
 		foreign(r.Address, "XiVO's network configuration of "+r.Where, "the next time that XiVO applies it, this machine takes it; correct it in the web interface")
 	}
-	provisioning, err := read("provisioning", "SELECT '', net4_ip FROM provisioning ORDER BY id")
+	provisioning, err := addressRows(ctx, conn, "provisioning", "SELECT '', net4_ip FROM provisioning ORDER BY id")
 	if err != nil {
 		return nil, err
 	}
@@ -63,9 +49,20 @@ func ForeignAddresses(ctx context.Context, conn *pgx.Conn, p *platform.Platform,
 		foreign(r.Address, "XiVO's provisioning configuration", phones)
 	}
 
-	raw, err := os.ReadFile(p.Path(provdBase))
+	address, err := provdAddress(p)
+	if err != nil {
+		return nil, err
+	}
+	foreign(address, "xivo-provd's "+provdBase, phones)
+	return out, nil
+}
+
+// provdAddress is the address that xivo-provd tells phones; "" where there is no
+// such file. The folder is xivo-provd's user's own.
+func provdAddress(p *platform.Platform) (string, error) {
+	raw, err := files.ReadFile(p.Path(provdBase))
 	if errors.Is(err, fs.ErrNotExist) {
-		return out, nil
+		return "", nil
 	}
 	var base struct {
 		RawConfig struct {
@@ -76,8 +73,25 @@ func ForeignAddresses(ctx context.Context, conn *pgx.Conn, p *platform.Platform,
 		err = json.Unmarshal(raw, &base)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("identity: read %s: %w", provdBase, err)
+		return "", fmt.Errorf("identity: read %s: %w", provdBase, err)
 	}
-	foreign(base.RawConfig.IP, "xivo-provd's "+provdBase, phones)
-	return out, nil
+	return base.RawConfig.IP, nil
+}
+
+// addressRow is an address of XiVO's configuration, and what it is of.
+type addressRow struct{ Where, Address string }
+
+// addressRows reads those of a table; none where this version does not have it.
+func addressRows(ctx context.Context, conn *pgx.Conn, table, sql string) ([]addressRow, error) {
+	columns, err := postgres.Columns(ctx, conn, table)
+	if err == nil && columns != nil {
+		var found []addressRow
+		if found, err = postgres.Rows(ctx, conn, pgx.RowToStructByPos[addressRow], sql); err == nil {
+			return found, nil
+		}
+	}
+	if err != nil {
+		err = fmt.Errorf("identity: read %s: %w", table, err)
+	}
+	return nil, err
 }

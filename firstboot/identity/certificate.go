@@ -8,7 +8,9 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"errors"
 	"fmt"
+	"io/fs"
 	"math/big"
 	"net"
 	"os"
@@ -17,6 +19,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/engine"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/files"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/platform"
 )
 
@@ -32,14 +36,13 @@ const (
 // on this server. Where both are there, whoever made them, they stay. Otherwise
 // both are made: self-signed, for localhost (every daemon verifies localhost
 // against this file), the host name and the addresses, valid for ten years, as
-// XiVO's own.
-func Certificate(p *platform.Platform) *KeyPair { return &KeyPair{p} }
+// XiVO's own. The key is read by root and the group www-data.
+func Certificate(p *platform.Platform) engine.Resource { return keyPair{p} }
 
-// KeyPair is what Certificate returns.
-type KeyPair struct{ platform *platform.Platform }
+type keyPair struct{ platform *platform.Platform }
 
 // Diff names what is missing.
-func (k *KeyPair) Diff(context.Context) ([]string, error) {
+func (k keyPair) Diff(context.Context) ([]string, error) {
 	var diff []string
 	for _, name := range []string{platform.CertificateKey, platform.CertificateFile} {
 		if !exists(k.platform.Path(name)) {
@@ -51,7 +54,7 @@ func (k *KeyPair) Diff(context.Context) ([]string, error) {
 
 // Apply makes the pair if either is missing. The certificate is written last,
 // so a pair that was cut short is made again.
-func (k *KeyPair) Apply(ctx context.Context) error {
+func (k keyPair) Apply(ctx context.Context) error {
 	if diff, err := k.Diff(ctx); err != nil || len(diff) == 0 {
 		return err
 	}
@@ -61,20 +64,12 @@ func (k *KeyPair) Apply(ctx context.Context) error {
 	return nil
 }
 
-func (k *KeyPair) make() error {
+func (k keyPair) make() error {
 	gid, err := k.group(daemonsGroup)
 	if err != nil {
 		return err
 	}
-	key, err := rsa.GenerateKey(rand.Reader, keyBits)
-	if err != nil {
-		return err
-	}
-	cert, err := selfSigned(key, k.hostname(), addresses())
-	if err != nil {
-		return err
-	}
-	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
+	key, cert, err := newPair(k.hostname(), addresses())
 	if err != nil {
 		return err
 	}
@@ -83,22 +78,33 @@ func (k *KeyPair) make() error {
 	if err := os.MkdirAll(filepath.Dir(keyFile), 0o755); err != nil {
 		return err
 	}
-	if err := os.Remove(certFile); err != nil && !os.IsNotExist(err) {
+	// Both, as either may be a link that leads nowhere any more.
+	for _, name := range []string{certFile, keyFile} {
+		if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	if err := files.WriteFile(keyFile, key, files.Attr{Mode: 0o640, UID: 0, GID: gid}); err != nil {
 		return err
 	}
-	if err := platform.WriteFile(keyFile, block("PRIVATE KEY", keyDER), 0o600); err != nil {
-		return err
+	return files.WriteFile(certFile, cert, files.Attr{Mode: 0o644, UID: 0, GID: gid})
+}
+
+// newPair makes a key and its certificate, each in PEM.
+func newPair(host string, addrs []net.IP) (key, cert []byte, err error) {
+	private, err := rsa.GenerateKey(rand.Reader, keyBits)
+	if err != nil {
+		return nil, nil, err
 	}
-	if err := os.Chown(keyFile, 0, gid); err != nil {
-		return err
+	keyDER, err := x509.MarshalPKCS8PrivateKey(private)
+	if err != nil {
+		return nil, nil, err
 	}
-	if err := os.Chmod(keyFile, 0o640); err != nil {
-		return err
+	certDER, err := selfSigned(private, host, addrs)
+	if err != nil {
+		return nil, nil, err
 	}
-	if err := platform.WriteFile(certFile, block("CERTIFICATE", cert), 0o644); err != nil {
-		return err
-	}
-	return os.Chown(certFile, 0, gid)
+	return block("PRIVATE KEY", keyDER), block("CERTIFICATE", certDER), nil
 }
 
 func selfSigned(key *rsa.PrivateKey, host string, addrs []net.IP) ([]byte, error) {
@@ -133,7 +139,7 @@ func block(kind string, der []byte) []byte {
 
 // hostname prefers what the server's file says: it may be newer than the
 // kernel's.
-func (k *KeyPair) hostname() string {
+func (k keyPair) hostname() string {
 	if raw, err := os.ReadFile(k.platform.Path(hostnameFile)); err == nil {
 		return strings.TrimSpace(string(raw))
 	}
@@ -158,7 +164,7 @@ func addresses() []net.IP {
 
 // group looks a group up in the server's file: a static binary has no NSS, and
 // the root may be another.
-func (k *KeyPair) group(name string) (gid int, err error) {
+func (k keyPair) group(name string) (gid int, err error) {
 	f, err := os.Open(k.platform.Path("/etc/group"))
 	if err != nil {
 		return 0, err

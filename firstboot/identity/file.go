@@ -2,60 +2,69 @@ package identity
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/files"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/platform"
 )
 
-// file is a file of the server and what its content should become.
-type file struct {
+// edit is a file of the server and what its content should become.
+type edit struct {
 	name string // on the server
 	says string // the difference, for a person
-	edit func(have []byte) []byte
+	to   func(have []byte) []byte
 }
 
-// files are several of them; the Resource that they make reads each before it
-// writes, and writes only what differs.
-type files struct {
+// edits are several files as one engine.Resource, which reads each before it
+// writes, and writes only what differs. A file that is there keeps its owner and
+// mode; a new one is for everybody to read.
+type edits struct {
 	platform *platform.Platform
-	list     []file
+	list     []edit
 }
 
-func (l files) diff() ([]string, error) {
+// Diff says how each file differs.
+func (l edits) Diff(context.Context) ([]string, error) {
 	var diff []string
-	err := l.each(func(f file, _ []byte) error {
-		diff = append(diff, f.name+" "+f.says)
+	err := l.each(func(e edit, _ []byte) error {
+		diff = append(diff, e.name+" "+e.says)
 		return nil
 	})
 	return diff, err
 }
 
-func (l files) apply() error {
-	return l.each(func(f file, want []byte) error {
-		path := l.platform.Path(f.name)
+// Apply writes those that differ.
+func (l edits) Apply(context.Context) error {
+	return l.each(func(e edit, want []byte) error {
+		path := l.platform.Path(e.name)
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 			return err
 		}
-		return platform.WriteFile(path, want, 0o644)
+		attr, err := files.Kept(path, 0o644)
+		if err != nil {
+			return err
+		}
+		return files.WriteFile(path, want, attr)
 	})
 }
 
 // each calls do for every file whose content is not as it should be.
-func (l files) each(do func(f file, want []byte) error) error {
-	for _, f := range l.list {
-		have, err := os.ReadFile(l.platform.Path(f.name))
+func (l edits) each(do func(e edit, want []byte) error) error {
+	for _, e := range l.list {
+		have, err := files.ReadFile(l.platform.Path(e.name))
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("identity: %w", err)
 		}
-		want := f.edit(have)
+		want := e.to(have)
 		if err == nil && bytes.Equal(have, want) {
 			continue
 		}
-		if err := do(f, want); err != nil {
+		if err := do(e, want); err != nil {
 			return fmt.Errorf("identity: %w", err)
 		}
 	}

@@ -8,6 +8,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/engine"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/platform"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/postgres"
 )
@@ -23,28 +24,27 @@ const (
 // its files again, and /etc/xivo/common.conf where there is one. An empty
 // domain means: the one that resolvconf has. A database whose resolvconf has no
 // row yet is before its wizard, which will write it.
-func Hostname(conn *pgx.Conn, p *platform.Platform, host, domain string) *HostName {
+func Hostname(conn *pgx.Conn, p *platform.Platform, host, domain string) engine.Resource {
 	host, rest, _ := strings.Cut(host, ".")
 	if domain == "" {
 		domain = rest
 	}
-	return &HostName{conn: conn, platform: p, host: host, domain: domain}
+	return hostName{conn: conn, platform: p, host: host, domain: domain}
 }
 
-// HostName is what Hostname returns.
-type HostName struct {
+type hostName struct {
 	conn         *pgx.Conn
 	platform     *platform.Platform
 	host, domain string
 }
 
 // Diff compares the files and the row.
-func (h *HostName) Diff(ctx context.Context) ([]string, error) {
+func (h hostName) Diff(ctx context.Context) ([]string, error) {
 	row, domain, err := h.row(ctx)
 	if err != nil {
 		return nil, err
 	}
-	diff, err := h.files(domain).diff()
+	diff, err := h.files(domain).Diff(ctx)
 	if row != "" {
 		diff = append(diff, row)
 	}
@@ -52,7 +52,7 @@ func (h *HostName) Diff(ctx context.Context) ([]string, error) {
 }
 
 // Apply writes the row, then the files.
-func (h *HostName) Apply(ctx context.Context) error {
+func (h hostName) Apply(ctx context.Context) error {
 	_, domain, err := h.row(ctx)
 	if err != nil {
 		return err
@@ -60,12 +60,12 @@ func (h *HostName) Apply(ctx context.Context) error {
 	if _, err := h.conn.Exec(ctx, "UPDATE resolvconf SET hostname = $1, domain = $2", h.host, domain); err != nil {
 		return fmt.Errorf("identity: host name in resolvconf: %w", err)
 	}
-	return h.files(domain).apply()
+	return h.files(domain).Apply(ctx)
 }
 
 // row says how resolvconf differs ("" where it does not), and which domain is
 // the right one.
-func (h *HostName) row(ctx context.Context) (diff, domain string, err error) {
+func (h hostName) row(ctx context.Context) (diff, domain string, err error) {
 	type name struct{ Hostname, Domain string }
 	found, err := postgres.Rows(ctx, h.conn, pgx.RowToStructByPos[name], "SELECT hostname, domain FROM resolvconf ORDER BY id")
 	if err != nil {
@@ -83,8 +83,9 @@ func (h *HostName) row(ctx context.Context) (diff, domain string, err error) {
 	return diff, domain, nil
 }
 
-func (h *HostName) files(domain string) files {
-	l := files{h.platform, []file{
+// files are those that have the name.
+func (h hostName) files(domain string) edits {
+	l := edits{h.platform, []edit{
 		{hostnameFile, "is not " + h.host, func([]byte) []byte { return []byte(h.host + "\n") }},
 		{hostsFile, "does not have " + h.host + " on 127.0.1.1", func(have []byte) []byte { return inHosts(have, h.host, domain) }},
 		{commonFile, "does not have " + h.host, func(have []byte) []byte { return inCommon(have, h.host, domain) }},
@@ -153,6 +154,7 @@ var (
 	commonDomain = regexp.MustCompile(`(?m)^XIVO_DOMAIN=.*$`)
 )
 
+// inCommon sets the two variables where the file has them.
 func inCommon(have []byte, host, domain string) []byte {
 	have = commonHost.ReplaceAllLiteral(have, []byte(`XIVO_HOSTNAME="`+host+`"`))
 	return commonDomain.ReplaceAllLiteral(have, []byte(`XIVO_DOMAIN="`+domain+`"`))

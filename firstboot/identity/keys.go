@@ -3,14 +3,14 @@ package identity
 import (
 	"context"
 	"crypto/rand"
-	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/engine"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/files"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/platform"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/postgres"
 )
@@ -28,16 +28,17 @@ const serviceAccounts = `name = login AND (name LIKE 'xivo-%' OR name LIKE 'wazo
 
 // NoServiceKeys is the absence of the keys of XiVO's services, in accounts and
 // files. An account without a password lets nobody in.
-func NoServiceKeys(conn *pgx.Conn, p *platform.Platform) *KeysGone { return &KeysGone{conn, p} }
+func NoServiceKeys(conn *pgx.Conn, p *platform.Platform) engine.Resource {
+	return noServiceKeys{conn, files.Absent(p.Root, ServiceKeyFiles)}
+}
 
-// KeysGone is what NoServiceKeys returns.
-type KeysGone struct {
-	conn     *pgx.Conn
-	platform *platform.Platform
+type noServiceKeys struct {
+	conn  *pgx.Conn
+	files engine.Resource // is that there are none
 }
 
 // Diff names the accounts and files that have a key.
-func (k *KeysGone) Diff(ctx context.Context) ([]string, error) {
+func (k noServiceKeys) Diff(ctx context.Context) ([]string, error) {
 	logins, err := accounts(ctx, k.conn, "passwd <> ''")
 	if err != nil {
 		return nil, err
@@ -46,51 +47,34 @@ func (k *KeysGone) Diff(ctx context.Context) ([]string, error) {
 	for _, login := range logins {
 		diff = append(diff, "the service account "+login+" has a key")
 	}
-	files, err := filepath.Glob(k.platform.Path(ServiceKeyFiles))
-	for _, f := range files {
-		diff = append(diff, filepath.Join(serviceKeyDir, filepath.Base(f))+" is there")
+	found, err := k.files.Diff(ctx)
+	for _, f := range found {
+		diff = append(diff, f+" is there")
 	}
 	return diff, err
 }
 
 // Apply removes them.
-func (k *KeysGone) Apply(ctx context.Context) error {
-	err := pgx.BeginFunc(ctx, k.conn, func(tx pgx.Tx) error {
-		logins, err := accounts(ctx, tx, "passwd <> ''")
-		if err != nil {
-			return err
-		}
-		for _, login := range logins {
-			if err := setKey(ctx, tx, login, nil); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-	if err != nil {
+func (k noServiceKeys) Apply(ctx context.Context) error {
+	if err := setKeys(ctx, k.conn, "passwd <> ''", func() *string { return nil }); err != nil {
 		return err
 	}
-	files, err := filepath.Glob(k.platform.Path(ServiceKeyFiles))
-	for _, f := range files {
-		err = errors.Join(err, os.Remove(f))
-	}
-	return err
+	return k.files.Apply(ctx)
 }
 
 // ServiceKeys are keys of this server's own for XiVO's services: every account
 // without one gets a random one, and the files are made to follow. Accounts
 // that have a key keep it. Up to 15.20 there are files only, each with a random
 // key: those that are missing are made.
-func ServiceKeys(conn *pgx.Conn, p *platform.Platform) *Keys { return &Keys{conn, p} }
+func ServiceKeys(conn *pgx.Conn, p *platform.Platform) engine.Resource { return serviceKeys{conn, p} }
 
-// Keys is what ServiceKeys returns.
-type Keys struct {
+type serviceKeys struct {
 	conn     *pgx.Conn
 	platform *platform.Platform
 }
 
 // Diff names the accounts without a key and the ones whose file is missing.
-func (k *Keys) Diff(ctx context.Context) ([]string, error) {
+func (k serviceKeys) Diff(ctx context.Context) ([]string, error) {
 	without, err := accounts(ctx, k.conn, "coalesce(passwd, '') = ''")
 	if err != nil {
 		return nil, err
@@ -113,7 +97,7 @@ func (k *Keys) Diff(ctx context.Context) ([]string, error) {
 }
 
 // missing says that the key file of a service is not there.
-func (k *Keys) missing(service string) []string {
+func (k serviceKeys) missing(service string) []string {
 	file := filepath.Join(serviceKeyDir, service+"-key.yml")
 	if exists(k.platform.Path(file)) {
 		return nil
@@ -122,19 +106,10 @@ func (k *Keys) missing(service string) []string {
 }
 
 // Apply makes the keys, then has XiVO's own tool write the files.
-func (k *Keys) Apply(ctx context.Context) error {
-	err := pgx.BeginFunc(ctx, k.conn, func(tx pgx.Tx) error {
-		logins, err := accounts(ctx, tx, "coalesce(passwd, '') = ''")
-		if err != nil {
-			return err
-		}
-		for _, login := range logins {
-			key := rand.Text()
-			if err := setKey(ctx, tx, login, &key); err != nil {
-				return err
-			}
-		}
-		return nil
+func (k serviceKeys) Apply(ctx context.Context) error {
+	err := setKeys(ctx, k.conn, "coalesce(passwd, '') = ''", func() *string {
+		key := rand.Text()
+		return &key
 	})
 	if err != nil || !exists(k.platform.Path(serviceKeyDir)) {
 		return err
@@ -162,7 +137,8 @@ func updateKeys(ctx context.Context, service ...string) error {
 	return nil
 }
 
-// accounts returns the logins of service accounts. From late 2018 on, the table
+// accounts returns the logins of service accounts, of those for which the SQL
+// condition holds. From late 2018 on, the table
 // is gone.
 func accounts(ctx context.Context, q postgres.Querier, which string) ([]string, error) {
 	columns, err := postgres.Columns(ctx, q, "accesswebservice")
@@ -177,6 +153,22 @@ func accounts(ctx context.Context, q postgres.Querier, which string) ([]string, 
 		return nil, fmt.Errorf("identity: service accounts: %w", err)
 	}
 	return logins, nil
+}
+
+// setKeys gives each of those accounts a key, in one transaction; nil is none.
+func setKeys(ctx context.Context, conn *pgx.Conn, which string, key func() *string) error {
+	return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+		logins, err := accounts(ctx, tx, which)
+		if err != nil {
+			return err
+		}
+		for _, login := range logins {
+			if err := setKey(ctx, tx, login, key()); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 }
 
 // setKey changes an account's key, and with it the copy that the directory

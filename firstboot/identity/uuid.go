@@ -5,13 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"regexp"
 	"strings"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/engine"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/files"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/platform"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/postgres"
 )
@@ -54,7 +55,7 @@ func UUID(ctx context.Context, conn *pgx.Conn, p *platform.Platform) (uuid.UUID,
 	}
 	from := "the service manager"
 	if text == "" {
-		raw, err := os.ReadFile(p.Path(profileFile))
+		raw, err := files.ReadFile(p.Path(profileFile))
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return uuid.Nil, fmt.Errorf("identity: %w", err)
 		}
@@ -82,16 +83,15 @@ func databaseUUID(ctx context.Context, q postgres.Querier) (string, error) {
 }
 
 // UUIDInDatabase is the UUID in the one row of infos.
-func UUIDInDatabase(conn *pgx.Conn, id uuid.UUID) *UUIDRow { return &UUIDRow{conn, id} }
+func UUIDInDatabase(conn *pgx.Conn, id uuid.UUID) engine.Resource { return uuidRow{conn, id} }
 
-// UUIDRow is what UUIDInDatabase returns.
-type UUIDRow struct {
+type uuidRow struct {
 	conn *pgx.Conn
 	id   uuid.UUID
 }
 
 // Diff compares the row.
-func (u *UUIDRow) Diff(ctx context.Context) ([]string, error) {
+func (u uuidRow) Diff(ctx context.Context) ([]string, error) {
 	have, err := databaseUUID(ctx, u.conn)
 	if err != nil || have == u.id.String() {
 		return nil, err
@@ -101,7 +101,7 @@ func (u *UUIDRow) Diff(ctx context.Context) ([]string, error) {
 
 // Apply updates the row in place: nothing else of it changes, and a table with
 // no row or several is refused.
-func (u *UUIDRow) Apply(ctx context.Context) error {
+func (u uuidRow) Apply(ctx context.Context) error {
 	return postgres.Locked(ctx, u.conn, "infos", func(tx pgx.Tx) error {
 		if _, err := databaseUUID(ctx, tx); err != nil {
 			return err
@@ -114,24 +114,16 @@ func (u *UUIDRow) Apply(ctx context.Context) error {
 }
 
 // UUIDInFiles is the UUID in the three files that hand XIVO_UUID to logins and
-// daemons. XiVO's own tool leaves them alone once they exist.
-func UUIDInFiles(p *platform.Platform, id uuid.UUID) *UUIDFiles {
+// daemons; everything else that they say stays. XiVO's own tool leaves them alone
+// once they exist.
+func UUIDInFiles(p *platform.Platform, id uuid.UUID) engine.Resource {
 	says := "does not hold " + Variable + "=" + id.String()
-	return &UUIDFiles{files{p, []file{
+	return edits{p, []edit{
 		{profileFile, says, func([]byte) []byte { return []byte("export " + Variable + "=" + id.String() + "\n") }},
 		{systemdFile, says, func(have []byte) []byte { return inSystemd(have, id.String()) }},
 		{defaultFile, says, func(have []byte) []byte { return inDefault(have, id.String()) }},
-	}}}
+	}}
 }
-
-// UUIDFiles is what UUIDInFiles returns.
-type UUIDFiles struct{ files files }
-
-// Diff names the files that hold another UUID or none.
-func (u *UUIDFiles) Diff(context.Context) ([]string, error) { return u.files.diff() }
-
-// Apply writes it into them, and leaves everything else that they say.
-func (u *UUIDFiles) Apply(context.Context) error { return u.files.apply() }
 
 // inManagerSetting finds the variable among the assignments of a
 // DefaultEnvironment= line, quoted as a whole or not at all.
@@ -205,16 +197,15 @@ func inDefault(have []byte, id string) []byte {
 // UUIDInManager is the UUID in the environment that the service manager hands
 // to what it starts from now on. It beats the one of system.conf, which counts
 // at the next boot.
-func UUIDInManager(p *platform.Platform, id uuid.UUID) *UUIDVariable { return &UUIDVariable{p, id} }
+func UUIDInManager(p *platform.Platform, id uuid.UUID) engine.Resource { return uuidVariable{p, id} }
 
-// UUIDVariable is what UUIDInManager returns.
-type UUIDVariable struct {
+type uuidVariable struct {
 	platform *platform.Platform
 	id       uuid.UUID
 }
 
 // Diff asks the service manager.
-func (u *UUIDVariable) Diff(ctx context.Context) ([]string, error) {
+func (u uuidVariable) Diff(ctx context.Context) ([]string, error) {
 	have, err := u.platform.Init.Environment(ctx, Variable)
 	if err != nil {
 		return nil, fmt.Errorf("identity: %s of the service manager: %w", Variable, err)
@@ -226,7 +217,7 @@ func (u *UUIDVariable) Diff(ctx context.Context) ([]string, error) {
 }
 
 // Apply sets it.
-func (u *UUIDVariable) Apply(ctx context.Context) error {
+func (u uuidVariable) Apply(ctx context.Context) error {
 	if err := u.platform.Init.SetEnvironment(ctx, Variable, u.id.String()); err != nil {
 		return fmt.Errorf("identity: %s of the service manager: %w", Variable, err)
 	}

@@ -221,7 +221,7 @@ func (e *Export) ConsulEmptied() engine.Resource {
 		if _, err := os.Lstat(e.file()); err != nil {
 			return fmt.Errorf("the KV's export is missing, so Consul's state stays: %w", err)
 		}
-		if err := emptied.InUse(); err != nil {
+		if err := consul.StateInUse(e.platform); err != nil {
 			return err
 		}
 		j := e.around.Journal()

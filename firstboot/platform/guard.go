@@ -13,6 +13,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/files"
 )
 
 // Guarded is a command that goes on when the terminal or the caller goes away,
@@ -60,7 +62,11 @@ func (g Guarded) runAsUnit(ctx context.Context, file string, out io.Writer) erro
 	if err != nil {
 		return err
 	}
-	if err := WriteFile(file, []byte(g.unit()), 0o644); err != nil {
+	attr, err := files.Kept(file, 0o644)
+	if err != nil {
+		return err
+	}
+	if err := files.WriteFile(file, []byte(g.unit()), attr); err != nil {
 		return err
 	}
 	defer func() {

@@ -1,6 +1,7 @@
 // Package platform tells what this XiVO is: its version and what that version
 // does differently, where things are, how services are controlled and what the
-// hardware says. Every package of firstboot may import it; it imports none.
+// hardware says. Every package of firstboot may import it; it imports
+// firstboot/files only.
 package platform
 
 import (

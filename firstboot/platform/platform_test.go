@@ -3,13 +3,10 @@ package platform
 import (
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
-	"syscall"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
-	"pgregory.net/rapid"
 )
 
 func TestVersionsCompareNumberByNumber(t *testing.T) {
@@ -220,68 +217,5 @@ func TestByteSwappedProductsAreOneMachine(t *testing.T) {
 	}
 	if SameProduct(a, "4c4c4544-0051-3510-8052-b4c04f4a4d32") {
 		t.Error("two machines are taken for one")
-	}
-}
-
-func TestWriteFileKeepsTheModeAndLeavesNothingBeside(t *testing.T) {
-	rapid.Check(t, func(rt *rapid.T) {
-		dir := t.TempDir()
-		name := filepath.Join(dir, "config.json")
-		mode := rapid.SampledFrom([]os.FileMode{0o600, 0o640, 0o644}).Draw(rt, "mode")
-		content := rapid.SliceOf(rapid.Byte()).Draw(rt, "content")
-		if err := os.WriteFile(name, []byte("before"), mode); err != nil {
-			rt.Fatal(err)
-		}
-		if err := os.Chmod(name, mode); err != nil {
-			rt.Fatal(err)
-		}
-		if err := WriteFile(name, content, 0o777); err != nil {
-			rt.Fatal(err)
-		}
-		got, err := os.ReadFile(name)
-		if err != nil || string(got) != string(content) {
-			rt.Errorf("content: %q, %v", got, err)
-		}
-		if st, _ := os.Stat(name); st.Mode().Perm() != mode {
-			rt.Errorf("mode %o became %o", mode, st.Mode().Perm())
-		}
-		if entries, _ := os.ReadDir(dir); len(entries) != 1 {
-			rt.Errorf("left behind: %v", entries)
-		}
-	})
-}
-
-func TestWriteFileRemovesWhatAKilledTryLeftAndNothingElse(t *testing.T) {
-	dir := t.TempDir()
-	for _, name := range []string{
-		".key.yml.xivo-firstboot-1", // of a process that is dead
-		".key.yml.xivo-firstboot-2", // of one that writes now
-		".other.yml.xivo-firstboot-1",
-	} {
-		if err := os.WriteFile(filepath.Join(dir, name), []byte("secret"), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	writing, err := os.Open(filepath.Join(dir, ".key.yml.xivo-firstboot-2"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer writing.Close()
-	if err := syscall.Flock(int(writing.Fd()), syscall.LOCK_EX); err != nil {
-		t.Fatal(err)
-	}
-	if err := WriteFile(filepath.Join(dir, "key.yml"), []byte("new"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var left []string
-	for _, e := range entries {
-		left = append(left, e.Name())
-	}
-	if want := []string{".key.yml.xivo-firstboot-2", ".other.yml.xivo-firstboot-1", "key.yml"}; !slices.Equal(left, want) {
-		t.Errorf("left are %q, want %q", left, want)
 	}
 }

@@ -5,8 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/files"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/platform"
 )
 
@@ -26,7 +26,7 @@ type edited struct {
 }
 
 func (e edited) read() (out []byte, diff []string, err error) {
-	src, err := os.ReadFile(e.name)
+	src, err := files.ReadFile(e.name) // in a folder of the broker's user
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, nil, fmt.Errorf("rabbitmq: %w", err)
 	}
@@ -47,7 +47,11 @@ func (e edited) Apply(context.Context) error {
 	if err != nil || len(diff) == 0 {
 		return err
 	}
-	if err := platform.WriteFile(e.name, out, 0o644); err != nil {
+	attr, err := files.Kept(e.name, 0o644)
+	if err == nil {
+		err = files.WriteFile(e.name, out, attr)
+	}
+	if err != nil {
 		return fmt.Errorf("rabbitmq: %w", err)
 	}
 	return nil
