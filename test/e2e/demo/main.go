@@ -92,7 +92,7 @@ func (d *demo) steps() []step {
 }
 
 func run(ctx context.Context, out io.Writer, keep bool) (err error) {
-	before, err := lab.TakeFootprint(ctx)
+	traces, err := lab.BeginRun(ctx)
 	if err != nil {
 		return err
 	}
@@ -139,7 +139,7 @@ func run(ctx context.Context, out io.Writer, keep bool) (err error) {
 	}
 
 	// Also after Ctrl-C, so not bound by ctx.
-	endErr := progress(out, total, total, "stop everything, and leave nothing behind", func() error { return d.end(context.WithoutCancel(ctx), before) })
+	endErr := progress(out, total, total, "stop everything, and leave nothing behind", func() error { return d.end(context.WithoutCancel(ctx), traces) })
 	if err = errors.Join(err, endErr); err != nil {
 		return err
 	}
@@ -378,7 +378,7 @@ func (d *demo) keep(ctx context.Context) error {
 	return nil
 }
 
-func (d *demo) end(ctx context.Context, before lab.Footprint) error {
+func (d *demo) end(ctx context.Context, run *lab.Run) error {
 	for _, c := range d.clients {
 		c.Close()
 	}
@@ -387,9 +387,9 @@ func (d *demo) end(ctx context.Context, before lab.Footprint) error {
 			return err
 		}
 	}
-	left, err := before.Leftovers(ctx)
+	left, err := run.Leftovers(ctx)
 	if err == nil && len(left) > 0 {
-		err = fmt.Errorf("this was not here before:\n  %s", strings.Join(left, "\n  "))
+		err = fmt.Errorf("this run left behind:\n  %s", strings.Join(left, "\n  "))
 	}
 	return err
 }

@@ -84,11 +84,11 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 // measure, and they fill two cores by themselves.
 func test(ctx context.Context, maker *recipe.Maker, stdout io.Writer) error {
 	start := time.Now()
-	goTool, err := prepare(ctx, maker, stdout)
+	run, err := lab.BeginRun(ctx)
 	if err != nil {
 		return err
 	}
-	before, err := lab.TakeFootprint(ctx)
+	goTool, err := prepare(ctx, maker, stdout)
 	if err != nil {
 		return err
 	}
@@ -113,11 +113,7 @@ func test(ctx context.Context, maker *recipe.Maker, stdout io.Writer) error {
 		fuzz(maker.Repo, goTool),
 		goTool(append([]string{"test", "-timeout=30m", "-count=1", "-p=1", "-parallel=2", "-v"}, alone...)...),
 	)
-	left, leftErr := before.Leftovers(context.WithoutCancel(ctx))
-	if len(left) > 0 {
-		leftErr = fmt.Errorf("the tests left behind what was not here before:\n  %s", strings.Join(left, "\n  "))
-	}
-	if err = errors.Join(err, leftErr); err != nil {
+	if err = errors.Join(err, clean(ctx, run)); err != nil {
 		return err
 	}
 	fmt.Fprintf(stdout, "all tests passed and left nothing behind (%s)\n", time.Since(start).Round(time.Second))
@@ -159,20 +155,25 @@ func vm(ctx context.Context, maker *recipe.Maker, stdout io.Writer) error {
 	if err := maker.VMHost(ctx); err != nil {
 		return err
 	}
+	run, err := lab.BeginRun(ctx)
+	if err != nil {
+		return err
+	}
 	goTool, err := prepare(ctx, maker, stdout)
 	if err != nil {
 		return err
 	}
-	before, err := lab.TakeFootprint(ctx)
-	if err != nil {
-		return err
-	}
 	err = goTool("test", "-timeout=60m", "-count=1", "-v", "./test/e2e/vm", "-virtual")
-	left, leftErr := before.Leftovers(context.WithoutCancel(ctx))
+	return errors.Join(err, clean(ctx, run))
+}
+
+// clean fails when the run left anything on this machine, also after Ctrl-C.
+func clean(ctx context.Context, run *lab.Run) error {
+	left, err := run.Leftovers(context.WithoutCancel(ctx))
 	if len(left) > 0 {
-		leftErr = fmt.Errorf("the test left behind what was not here before:\n  %s", strings.Join(left, "\n  "))
+		err = fmt.Errorf("the tests left behind:\n  %s", strings.Join(left, "\n  "))
 	}
-	return errors.Join(err, leftErr)
+	return err
 }
 
 // prepare makes what tests on machines and on real servers need, and returns
