@@ -423,7 +423,7 @@ func address(last int) netip.Addr {
 
 // startPeer starts the node that the others join.
 func (c *crash) startPeer(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, joinDeadline)
+	ctx, cancel := context.WithTimeout(ctx, lab.Hang)
 	defer cancel()
 	peer, err := c.lab.Start(ctx, lab.Node{Name: "peer", Address: scenario.Address(2), UserData: c.document})
 	if err == nil {
@@ -440,7 +440,7 @@ func (c *crash) startPeer(ctx context.Context) error {
 // by itself.
 func usedXiVO(t *testing.T, l *lab.Lab) (*lab.Machine, endState) {
 	t.Helper()
-	ctx := deadline(t, joinDeadline)
+	ctx := deadline(t, lab.Hang)
 	m, err := l.Start(ctx, lab.Node{Name: "xivo", Address: scenario.Address(1)})
 	if err == nil {
 		err = m.WaitRunning(ctx)
@@ -481,7 +481,7 @@ rabbitmq-plugins disable --offline rabbitmq_federation rabbitmq_management`)
 // watch is not enabled: the test makes the passes.
 func sealedCopy(t *testing.T, l *lab.Lab, original *lab.Machine) *lab.Machine {
 	t.Helper()
-	ctx := deadline(t, joinDeadline)
+	ctx := deadline(t, lab.Hang)
 	m, err := l.Start(ctx, lab.Node{Name: "sealed", Address: address(99), Disk: original})
 	if err == nil {
 		err = m.WaitRunning(ctx)

@@ -203,11 +203,14 @@ func TestShellWithoutMachinesSaysWhatStartsThem(t *testing.T) {
 
 func TestPublishedShellsAreFoundOnlyWhilePublished(t *testing.T) {
 	t.Setenv("XDG_CACHE_HOME", t.TempDir())
-	if err := os.MkdirAll(filepath.Join(os.Getenv("XDG_CACHE_HOME"), "packer-plugin-xivo"), 0o755); err != nil {
+	place, err := Reserve()
+	if err != nil {
 		t.Fatal(err)
 	}
-	release, err := Publish(map[string][]string{"1": {"/nonexistent"}})
-	if err != nil {
+	if err := Shell("1"); err == nil || !strings.Contains(err.Error(), "not up yet") {
+		t.Errorf("before there are machines: %v", err)
+	}
+	if err := place.Announce(map[string][]string{"1": {"/nonexistent"}}); err != nil {
 		t.Fatal(err)
 	}
 	if err := Shell("2"); err == nil || !strings.Contains(err.Error(), "there is no node 2") {
@@ -216,10 +219,10 @@ func TestPublishedShellsAreFoundOnlyWhilePublished(t *testing.T) {
 	if err := Shell("1"); err == nil || !strings.Contains(err.Error(), "/nonexistent") {
 		t.Errorf("that node: %v", err)
 	}
-	if _, err := Publish(nil); err == nil {
-		t.Error("two published at once")
+	if _, err := Reserve(); err == nil || !strings.Contains(err.Error(), fmt.Sprintf("process %d", os.Getpid())) {
+		t.Errorf("two published at once: %v", err)
 	}
-	release()
+	place.Release()
 	if err := Shell("1"); err == nil || !strings.Contains(err.Error(), "make demo KEEP=1") {
 		t.Errorf("released: %v", err)
 	}

@@ -235,6 +235,12 @@ func (m *Machine) ReadFile(ctx context.Context, name string) (string, error) {
 // Console returns the last part of what it printed on its console.
 func (m *Machine) Console() string { return m.m.Console() }
 
+// Hang is how long anything in the lab may take: a boot, a join, a status that
+// arrives. Idle, two cores need half a minute for the longest of them; a machine
+// that is busy with other things may take many times that, and no more is taken
+// for one that hangs.
+const Hang = 15 * time.Minute
+
 // Wait polls until done says so. When ctx ends first, the error of the last try
 // is in the one returned.
 func Wait(ctx context.Context, what string, done func(context.Context) (bool, error)) error {
