@@ -29,7 +29,7 @@ var (
 	only  = flag.String("at", "", "a failpoint: kill TestCrash's program once only, there")
 )
 
-const roundDeadline = 10 * time.Minute
+const roundDeadline = 2 * lab.Hang // for a first boot, its kills and its end
 
 // TestCrash kills the first boot of an unsealed copy and that of a sealed image
 // with SIGKILL, at every boundary of their steps and at random instants, and
@@ -298,13 +298,19 @@ func (r *round) asPlanned(phase string) {
 	asPlanned(r.T, phase, anonymous(r.T, r.m, plan), anonymous(r.T, r.m, ran))
 }
 
+// withFailpoints is the command line that runs a phase and kills it where the
+// file says.
+func withFailpoints(file, phase string) []string {
+	return []string{"env", "ENGINE_FAILPOINTS=" + file, "XIVO_FIRSTBOOT_FAILPOINTS=" + file, "xivo-firstboot", phase}
+}
+
 // phase starts a phase again and again until it comes to its end.
 func (r *round) phase(name string) {
 	r.Helper()
 	starts := r.plan.starts / len(firstboot.Phases())
 	err := lab.Wait(r.ctx, name+" to end", func(ctx context.Context) (bool, error) {
 		for {
-			argv := []string{"env", "XIVO_FIRSTBOOT_FAILPOINTS=/run/failpoints", "xivo-firstboot", name}
+			argv := withFailpoints("/run/failpoints", name)
 			alive := time.Duration(r.random.Int64N(int64(time.Second / 2)))
 			if starts > 0 {
 				argv = append([]string{"timeout", "--foreground", "--signal=KILL", fmt.Sprint(alive.Seconds())}, argv...)
@@ -363,7 +369,7 @@ func (r *round) twoCopies() {
 	ends := make(chan error)
 	for range 2 {
 		go func() {
-			_, err := r.m.Run(r.ctx, "env", "XIVO_FIRSTBOOT_FAILPOINTS=/run/failpoints.both", "xivo-firstboot", "become")
+			_, err := r.m.Run(r.ctx, withFailpoints("/run/failpoints.both", "become")...)
 			ends <- err
 		}()
 	}
