@@ -29,7 +29,7 @@ var (
 	only  = flag.String("at", "", "a failpoint: kill TestCrash's program once only, there")
 )
 
-const roundDeadline = 10 * time.Minute
+const roundDeadline = 2 * lab.Hang // for a first boot, its kills and its end
 
 // TestCrash kills the first boot of an unsealed copy and that of a sealed image
 // with SIGKILL, at every boundary of their steps and at random instants, and
@@ -298,13 +298,19 @@ func (r *round) asPlanned(phase string) {
 	asPlanned(r.T, phase, anonymous(r.T, r.m, plan), anonymous(r.T, r.m, ran))
 }
 
+// withFailpoints is the command line that runs a phase and kills it where the
+// file says.
+func withFailpoints(file, phase string) []string {
+	return []string{"env", "ENGINE_FAILPOINTS=" + file, "XIVO_FIRSTBOOT_FAILPOINTS=" + file, "xivo-firstboot", phase}
+}
+
 // phase starts a phase again and again until it comes to its end.
 func (r *round) phase(name string) {
 	r.Helper()
 	starts := r.plan.starts / len(firstboot.Phases())
 	err := lab.Wait(r.ctx, name+" to end", func(ctx context.Context) (bool, error) {
 		for {
-			argv := []string{"env", "ENGINE_FAILPOINTS=/run/failpoints", "xivo-firstboot", name}
+			argv := withFailpoints("/run/failpoints", name)
 			alive := time.Duration(r.random.Int64N(int64(time.Second / 2)))
 			if starts > 0 {
 				argv = append([]string{"timeout", "--foreground", "--signal=KILL", fmt.Sprint(alive.Seconds())}, argv...)
@@ -363,7 +369,7 @@ func (r *round) twoCopies() {
 	ends := make(chan error)
 	for range 2 {
 		go func() {
-			_, err := r.m.Run(r.ctx, "env", "ENGINE_FAILPOINTS=/run/failpoints.both", "xivo-firstboot", "become")
+			_, err := r.m.Run(r.ctx, withFailpoints("/run/failpoints.both", "become")...)
 			ends <- err
 		}()
 	}
@@ -423,7 +429,7 @@ func address(last int) netip.Addr {
 
 // startPeer starts the node that the others join.
 func (c *crash) startPeer(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, joinDeadline)
+	ctx, cancel := context.WithTimeout(ctx, lab.Hang)
 	defer cancel()
 	peer, err := c.lab.Start(ctx, lab.Node{Name: "peer", Address: scenario.Address(2), UserData: c.document})
 	if err == nil {
@@ -440,7 +446,7 @@ func (c *crash) startPeer(ctx context.Context) error {
 // by itself.
 func usedXiVO(t *testing.T, l *lab.Lab) (*lab.Machine, endState) {
 	t.Helper()
-	ctx := deadline(t, joinDeadline)
+	ctx := deadline(t, lab.Hang)
 	m, err := l.Start(ctx, lab.Node{Name: "xivo", Address: scenario.Address(1)})
 	if err == nil {
 		err = m.WaitRunning(ctx)
@@ -481,7 +487,7 @@ rabbitmq-plugins disable --offline rabbitmq_federation rabbitmq_management`)
 // watch is not enabled: the test makes the passes.
 func sealedCopy(t *testing.T, l *lab.Lab, original *lab.Machine) *lab.Machine {
 	t.Helper()
-	ctx := deadline(t, joinDeadline)
+	ctx := deadline(t, lab.Hang)
 	m, err := l.Start(ctx, lab.Node{Name: "sealed", Address: address(99), Disk: original})
 	if err == nil {
 		err = m.WaitRunning(ctx)

@@ -254,14 +254,14 @@ func TestIdentityOfAnImage(t *testing.T) {
 	s := subject{&scenario.Node{Machine: machine}, t}
 	up := func(t *testing.T) {
 		t.Helper()
-		if err := s.WaitRunning(deadline(t, joinDeadline)); err != nil {
+		if err := s.WaitRunning(deadline(t, lab.Hang)); err != nil {
 			t.Fatal(err)
 		}
 		s.run(t, "xivo-firstboot status --wait")
 	}
 	reboot := func(t *testing.T, between func() error) {
 		t.Helper()
-		if err := s.Poweroff(deadline(t, proofDeadline)); err != nil {
+		if err := s.Poweroff(deadline(t, lab.Hang)); err != nil {
 			t.Fatal(err)
 		}
 		if err := between(); err != nil {
@@ -335,7 +335,7 @@ func TestABadDocumentAtTheFirstBoot(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := subject{&scenario.Node{Machine: machine}, t}
-	if err := lab.Wait(deadline(t, joinDeadline), "the boot to end with a unit that failed", func(ctx context.Context) (bool, error) {
+	if err := lab.Wait(deadline(t, lab.Hang), "the boot to end with a unit that failed", func(ctx context.Context) (bool, error) {
 		// It exits non-zero in this state.
 		state, err := s.Run(ctx, "sh", "-c", "systemctl is-system-running || true")
 		return strings.TrimSpace(state) == "degraded", err
@@ -361,7 +361,7 @@ func TestABadDocumentAtTheFirstBoot(t *testing.T) {
 		t.Errorf("daemons run without an identity: %s", out)
 	}
 
-	if err := s.Poweroff(deadline(t, proofDeadline)); err != nil {
+	if err := s.Poweroff(deadline(t, lab.Hang)); err != nil {
 		t.Fatal(err)
 	}
 	err = machine.Reseed("iid-corrected", []byte("#cloud-config\nxivo:\n  version: 1\n  peers: []\n  secret: a sentence that only we know\n"))
@@ -369,7 +369,7 @@ func TestABadDocumentAtTheFirstBoot(t *testing.T) {
 		err = s.PowerOn(t.Context())
 	}
 	if err == nil {
-		err = s.WaitRunning(deadline(t, joinDeadline))
+		err = s.WaitRunning(deadline(t, lab.Hang))
 	}
 	if err != nil {
 		t.Fatal(err)

@@ -68,7 +68,7 @@ until curl -ksf -X PUT -H "X-Consul-Token: $token" -d '` + value + `' "https://l
 // SIP is open, and nothing of a run is left that would do anything to them.
 func (l live) waitTelephony() {
 	l.t.Helper()
-	err := lab.Wait(deadline(l.t, joinDeadline), "telephony to be back with no second run", func(ctx context.Context) (bool, error) {
+	err := lab.Wait(deadline(l.t, lab.Hang), "telephony to be back with no second run", func(ctx context.Context) (bool, error) {
 		_, err := l.Run(ctx, "sh", "-c", `systemctl is-active consul rabbitmq-server xivo-confd xivo-dird xivo-ctid && ! iptables -S INPUT | grep -q 'dport 5060 -j DROP' && systemctl show --property=ActiveState xivo-firstboot-run | grep -q -e inactive -e failed`)
 		return err == nil, err
 	})
@@ -88,7 +88,7 @@ func (l live) disturb(far string, do func(terminal context.CancelFunc)) error {
 		_, err := l.Run(ctx, "xivo-firstboot", "run")
 		done <- err
 	}()
-	err := lab.Wait(deadline(l.t, joinDeadline), "the run to be half way", func(ctx context.Context) (bool, error) {
+	err := lab.Wait(deadline(l.t, lab.Hang), "the run to be half way", func(ctx context.Context) (bool, error) {
 		select {
 		case err := <-done:
 			return false, fmt.Errorf("the run ended before it was half way: %w", err)
@@ -178,7 +178,7 @@ func TestLivePowerCut(t *testing.T) {
 	if err := l.PowerOn(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if err := l.WaitRunning(deadline(t, joinDeadline)); err != nil {
+	if err := l.WaitRunning(deadline(t, lab.Hang)); err != nil {
 		t.Fatal(err)
 	}
 	l.waitTelephony()
@@ -203,7 +203,7 @@ func unsealed(t *testing.T) *lab.Machine {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := m.WaitRunning(deadline(t, joinDeadline)); err != nil {
+	if err := m.WaitRunning(deadline(t, lab.Hang)); err != nil {
 		t.Fatal(err)
 	}
 	return m

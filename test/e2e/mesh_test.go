@@ -22,88 +22,69 @@ import (
 	"github.com/xivo-mesh/packer-plugin-xivo/test/lab/recipe"
 )
 
-const (
-	joinDeadline  = 5 * time.Minute
-	proofDeadline = 2 * time.Minute
-	// takeIn is what is promised: nodes that are there take a newcomer in that
-	// fast once its services are up.
-	takeIn = 15 * time.Second
-)
+// takeIn is what is promised: nodes that are there take a newcomer in that fast
+// once its services are up.
+const takeIn = 15 * time.Second
 
-// TestMesh goes through the life of one mesh of three; each part builds on the
-// ones before, so the first that fails ends it.
+// TestMesh goes through the demo's story, looks closer on the way, and goes on
+// with the life of that mesh. Each part builds on the ones before, so the first
+// that fails ends it.
 func TestMesh(t *testing.T) {
 	needsLab(t) // and measures, alone
-	m := newMesh(t)
-
-	nodes := map[int]*scenario.Node{}
-	uuids := map[int]string{}
-	users := map[int]scenario.User{}
-	clients := map[int]*scenario.Client{}
-	boot := func(t *testing.T, n int) {
-		var err error
-		if nodes[n], err = m.Boot(t.Context(), n); err != nil {
-			t.Fatal(err)
-		}
-	}
-	settle := func(t *testing.T, n int) {
-		ctx := t.Context()
-		if _, err := nodes[n].WaitJoined(deadline(t, joinDeadline), len(nodes)-1, time.Time{}); err != nil {
-			t.Fatal(err)
-		}
-		if err := nodes[n].WaitRunning(deadline(t, proofDeadline)); err != nil {
-			t.Fatal(err)
-		}
-		var err error
-		if uuids[n], err = nodes[n].UUID(ctx); err != nil {
-			t.Fatal(err)
-		}
-		if users[n], err = nodes[n].AddUser(ctx, fmt.Sprint("User", n)); err != nil {
-			t.Fatal(err)
-		}
-		if clients[n], err = nodes[n].Connect(ctx); err != nil {
-			t.Fatal(err)
-		}
-	}
+	s := scenario.NewStory(func(ctx context.Context) (*scenario.Mesh, error) { return newMesh(t), nil })
+	t.Cleanup(s.Close)
+	nodes, uuids, users, clients := s.Nodes, s.UUIDs, s.Users, s.Clients
 	part := func(name string, f func(*testing.T)) {
 		if !t.Run(name, f) {
 			t.FailNow()
 		}
 	}
 
-	part("two clones become two nodes of one mesh", func(t *testing.T) {
-		boot(t, 1)
-		boot(t, 2)
-		settle(t, 1)
-		settle(t, 2)
-	})
-
-	part("those that are there take a third in by themselves", func(t *testing.T) {
-		boot(t, 3)
-		// Somebody asks for the newcomer's first user too early: xivo-ctid finds
-		// nobody, and remembers that.
-		early := newUUID(t, nodes[3])
-		if err := clients[1].Watch(early, 1); err != nil {
-			t.Fatal(err)
-		}
-		for _, n := range []int{1, 2} {
-			if _, err := nodes[n].WaitJoined(deadline(t, joinDeadline), 2, nodes[3].Booted); err != nil {
+	var early string // the UUID of node 3, as soon as it has one
+	closer := map[string]func(*testing.T){
+		scenario.People: func(t *testing.T) {
+			for _, n := range []int{1, 2} {
+				if err := nodes[n].WaitRunning(deadline(t, lab.Hang)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := s.Connect(t.Context(), 2); err != nil {
 				t.Fatal(err)
 			}
-			up, err := nodes[3].ServicesUp(t.Context())
-			if err != nil {
+		},
+		scenario.ThirdBoots: func(t *testing.T) {
+			// Somebody asks for the newcomer's first user too early: xivo-ctid finds
+			// nobody, and remembers that.
+			early = newUUID(t, nodes[3])
+			if err := clients[1].Watch(early, 1); err != nil {
 				t.Fatal(err)
 			}
-			if took := time.Since(up); took > takeIn {
-				t.Errorf("node %d took node 3 in after %s, want %s at most", n, took, takeIn)
+		},
+		scenario.ThirdJoined: func(t *testing.T) {
+			for _, n := range []int{1, 2} {
+				if took := s.TakenIn[n]; took > takeIn {
+					t.Errorf("node %d took node 3 in after %s, want %s at most", n, took, takeIn)
+				}
 			}
-		}
-		settle(t, 3)
-		// That user's status never changes, so it has to be fetched.
-		if err := clients[1].Learns(deadline(t, proofDeadline), early, 1); err != nil {
-			t.Error(err)
-		}
-	})
+			if err := nodes[3].WaitRunning(deadline(t, lab.Hang)); err != nil {
+				t.Fatal(err)
+			}
+			// That user's status never changes, so it has to be fetched.
+			if err := clients[1].Learns(deadline(t, lab.Hang), early, 1); err != nil {
+				t.Error(err)
+			}
+		},
+	}
+	for _, step := range s.Steps() {
+		part(step.Name, func(t *testing.T) {
+			if err := step.Do(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if look := closer[step.Name]; look != nil {
+				look(t)
+			}
+		})
+	}
 
 	part("every node is somebody of its own, in every place", func(t *testing.T) {
 		seen := map[string]int{}
@@ -158,7 +139,7 @@ func TestMesh(t *testing.T) {
 	}
 	people := func(t *testing.T) {
 		everyPair(func(of, on int) {
-			if err := nodes[on].Finds(deadline(t, proofDeadline), users[of], uuids[of]); err != nil {
+			if err := nodes[on].Finds(deadline(t, lab.Hang), users[of], uuids[of]); err != nil {
 				t.Error(err)
 			}
 		})
@@ -168,7 +149,7 @@ func TestMesh(t *testing.T) {
 			err := errors.Join(
 				clients[to].Watch(uuids[from], users[from].ID),
 				clients[from].SetStatus(users[from].ID, fmt.Sprint(status, from, to)),
-				clients[to].Sees(deadline(t, proofDeadline), uuids[from], users[from].ID, fmt.Sprint(status, from, to)))
+				clients[to].Sees(deadline(t, lab.Hang), uuids[from], users[from].ID, fmt.Sprint(status, from, to)))
 			if err != nil {
 				t.Error(err)
 			}
@@ -200,17 +181,17 @@ func TestMesh(t *testing.T) {
 
 	part("a reboot keeps the identity, and the node rejoins", func(t *testing.T) {
 		clients[2].Close()
-		if err := nodes[2].Poweroff(deadline(t, proofDeadline)); err != nil {
+		if err := nodes[2].Poweroff(deadline(t, lab.Hang)); err != nil {
 			t.Fatal(err)
 		}
 		if err := nodes[2].PowerOn(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		if err := nodes[2].WaitRunning(deadline(t, joinDeadline)); err != nil {
+		if err := nodes[2].WaitRunning(deadline(t, lab.Hang)); err != nil {
 			t.Fatal(err)
 		}
 		for n := range nodes {
-			if _, err := nodes[n].WaitJoined(deadline(t, joinDeadline), 2, nodes[2].Booted); err != nil {
+			if _, err := nodes[n].WaitJoined(deadline(t, lab.Hang), 2, nodes[2].Booted); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -228,27 +209,27 @@ func TestMesh(t *testing.T) {
 
 	part("the clone of a node that had joined becomes another, and both live", func(t *testing.T) {
 		clients[3].Close()
-		if err := nodes[3].Poweroff(deadline(t, proofDeadline)); err != nil {
+		if err := nodes[3].Poweroff(deadline(t, lab.Hang)); err != nil {
 			t.Fatal(err)
 		}
 		var err error
-		if nodes[4], err = m.BootCopy(t.Context(), 4, nodes[3]); err != nil {
+		if nodes[4], err = s.Mesh.BootCopy(t.Context(), 4, nodes[3]); err != nil {
 			t.Fatal(err)
 		}
-		if err := nodes[4].WaitRunning(deadline(t, joinDeadline)); err != nil {
+		if err := nodes[4].WaitRunning(deadline(t, lab.Hang)); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := nodes[4].WaitJoined(deadline(t, joinDeadline), 2, nodes[4].Booted); err != nil {
+		if _, err := nodes[4].WaitJoined(deadline(t, lab.Hang), 2, nodes[4].Booted); err != nil {
 			t.Fatal(err)
 		}
 		if err := nodes[3].PowerOn(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		for n := range nodes {
-			if _, err := nodes[n].WaitJoined(deadline(t, joinDeadline), 3, nodes[3].Booted); err != nil {
+			if _, err := nodes[n].WaitJoined(deadline(t, lab.Hang), 3, nodes[3].Booted); err != nil {
 				t.Fatal(err)
 			}
-			if err := nodes[n].WaitRunning(deadline(t, proofDeadline)); err != nil {
+			if err := nodes[n].WaitRunning(deadline(t, lab.Hang)); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -282,7 +263,7 @@ func TestMesh(t *testing.T) {
 			if err != nil && lab.ExitCode(err) != 1 { // a file may go while it is read
 				t.Fatal(err)
 			}
-			if strings.Contains(out, m.Secret) {
+			if strings.Contains(out, s.Mesh.Secret) {
 				t.Errorf("node %d shows the secret in its journal, its processes or a file that anybody may read", n)
 			}
 		}
@@ -333,7 +314,7 @@ func closeLab(t *testing.T, l *lab.Lab) {
 func newUUID(t *testing.T, n *scenario.Node) string {
 	t.Helper()
 	var id string
-	err := lab.Wait(deadline(t, joinDeadline), n.Name+" to have a UUID of its own", func(ctx context.Context) (bool, error) {
+	err := lab.Wait(deadline(t, lab.Hang), n.Name+" to have a UUID of its own", func(ctx context.Context) (bool, error) {
 		var err error
 		id, err = n.UUID(ctx)
 		return err == nil && id != uuid.Nil.String(), err

@@ -65,7 +65,7 @@ func TestPeers(t *testing.T) {
 	tells := func(t *testing.T, n *scenario.Node, what string, is func(scenario.Status) bool) scenario.Status {
 		t.Helper()
 		var s scenario.Status
-		must(t, lab.Wait(deadline(t, joinDeadline), n.Name+" to tell "+what, func(ctx context.Context) (bool, error) {
+		must(t, lab.Wait(deadline(t, lab.Hang), n.Name+" to tell "+what, func(ctx context.Context) (bool, error) {
 			var err error
 			if s, err = n.Status(ctx); err == nil && !is(s) {
 				err = fmt.Errorf("it says %+v", s)
@@ -90,7 +90,7 @@ func TestPeers(t *testing.T) {
 	boot(t, 1, document(ip(1), ip(2), ip(otherSecret), ip(noEncryption)))
 	boot(t, 3, document())
 	boot(t, 4, nil)
-	must(t, nodes[4].WaitRunning(deadline(t, joinDeadline)))
+	must(t, nodes[4].WaitRunning(deadline(t, lab.Hang)))
 	run(t, nodes[4], "systemctl stop xivo-mesh consul; iptables -D INPUT -j XIVO-MESH")
 	good := secret.NewGeneration(secret.Secret(m.Secret))
 	liar := func(t *testing.T, address int, key secret.Secret, says ...mesh.Member) {
@@ -101,7 +101,7 @@ func TestPeers(t *testing.T) {
 	liar(t, noEncryption, "")
 
 	part("all peers are down: it is joining, and telephony runs", func(t *testing.T) {
-		must(t, nodes[1].WaitRunning(deadline(t, joinDeadline)))
+		must(t, nodes[1].WaitRunning(deadline(t, lab.Hang)))
 		tells(t, nodes[1], "that it is joining", func(s scenario.Status) bool { return s.State == "joining" && has(s.Errors, ip(2)) })
 		exitCode(t, nodes[1], 3, "xivo-firstboot", "status")
 		telephony(t, nodes[1])
@@ -132,10 +132,10 @@ func TestPeers(t *testing.T) {
 	part("it joins by itself when a peer appears", func(t *testing.T) {
 		boot(t, 2, document(ip(1)))
 		for _, n := range []int{1, 2} {
-			_, err := nodes[n].WaitJoined(deadline(t, joinDeadline), 1, nodes[2].Booted)
+			_, err := nodes[n].WaitJoined(deadline(t, lab.Hang), 1, nodes[2].Booted)
 			must(t, err)
 		}
-		must(t, nodes[2].WaitRunning(deadline(t, proofDeadline)))
+		must(t, nodes[2].WaitRunning(deadline(t, lab.Hang)))
 		for _, n := range []int{1, 2} {
 			var err error
 			uuids[n], err = nodes[n].UUID(t.Context())
@@ -144,8 +144,8 @@ func TestPeers(t *testing.T) {
 			must(t, err)
 		}
 		must(t, errors.Join(
-			nodes[1].Finds(deadline(t, proofDeadline), users[2], uuids[2]),
-			nodes[2].Finds(deadline(t, proofDeadline), users[1], uuids[1])))
+			nodes[1].Finds(deadline(t, lab.Hang), users[2], uuids[2]),
+			nodes[2].Finds(deadline(t, lab.Hang), users[1], uuids[1])))
 	})
 
 	part("a document that was broken later is told, and the last good one stays in force", func(t *testing.T) {
@@ -173,7 +173,7 @@ func TestPeers(t *testing.T) {
 			return s.State == "waiting" && has([]string{s.Why}, append(why, "refused by node")...)
 		})
 		exitCode(t, n, 3, "xivo-firstboot", "status")
-		must(t, lab.Wait(deadline(t, proofDeadline), "it to leave the WAN", func(ctx context.Context) (bool, error) {
+		must(t, lab.Wait(deadline(t, lab.Hang), "it to leave the WAN", func(ctx context.Context) (bool, error) {
 			wan, err := wanOf(ctx, nodes[1])
 			if status := wan[n.Name]; err == nil && status != "left" {
 				err = fmt.Errorf("for node 1 it is %s", status)
@@ -184,7 +184,7 @@ func TestPeers(t *testing.T) {
 	}
 
 	part("another XiVO version is refused: nothing is written, and it leaves the WAN again", func(t *testing.T) {
-		must(t, nodes[3].WaitRunning(deadline(t, joinDeadline)))
+		must(t, nodes[3].WaitRunning(deadline(t, lab.Hang)))
 		tells(t, nodes[3], "that it is alone", func(s scenario.Status) bool { return s.State == "alone" })
 		before := written(t)
 		run(t, nodes[3], "echo 16.04 >/usr/share/xivo/XIVO-VERSION; sed -i 's/peers: .*/peers: ["+ip(1)+"]/' /var/lib/cloud/instance/cloud-config.txt")
@@ -274,7 +274,7 @@ func TestPeers(t *testing.T) {
 		}
 		exitCode(t, nodes[1], 2, "xivo-firstboot", "forget", "nobody")
 		leaveLiar(t, nodes[4], namesake)
-		must(t, lab.Wait(deadline(t, proofDeadline), "the dead one to be forgotten", func(ctx context.Context) (bool, error) {
+		must(t, lab.Wait(deadline(t, lab.Hang), "the dead one to be forgotten", func(ctx context.Context) (bool, error) {
 			_, err := nodes[1].Run(ctx, "xivo-firstboot", "forget", second.Host)
 			return err == nil, err
 		}))
@@ -305,7 +305,7 @@ func TestPeers(t *testing.T) {
 			t.Errorf("it says: %s", out)
 		}
 		for from, of := range map[int]int{1: 2, 2: 1} {
-			must(t, lab.Wait(deadline(t, proofDeadline), fmt.Sprintf("node %d not to find the people of node %d", from, of), func(ctx context.Context) (bool, error) {
+			must(t, lab.Wait(deadline(t, lab.Hang), fmt.Sprintf("node %d not to find the people of node %d", from, of), func(ctx context.Context) (bool, error) {
 				found, err := nodes[from].Lookup(ctx, users[of].Lastname)
 				return err == nil && len(found) == 0, err
 			}))
@@ -320,8 +320,8 @@ func TestPeers(t *testing.T) {
 			t.Fatal(err)
 		}
 		must(t, errors.Join(
-			nodes[1].Finds(deadline(t, joinDeadline), users[2], uuids[2]),
-			nodes[2].Finds(deadline(t, joinDeadline), users[1], uuids[1])))
+			nodes[1].Finds(deadline(t, lab.Hang), users[2], uuids[2]),
+			nodes[2].Finds(deadline(t, lab.Hang), users[1], uuids[1])))
 	})
 }
 
@@ -332,7 +332,7 @@ const liarPort = 8501
 // 1 and registers what it says to be.
 func startLiar(t *testing.T, n *scenario.Node, address int, token, key secret.Secret, says ...mesh.Member) {
 	t.Helper()
-	ctx := deadline(t, proofDeadline)
+	ctx := deadline(t, lab.Hang)
 	ip := scenario.Address(address).String()
 	name := fmt.Sprint("liar", address)
 	if len(says) > 0 && says[0].Name != "" {
@@ -380,7 +380,7 @@ func leaveLiar(t *testing.T, n *scenario.Node, address int) {
 	t.Helper()
 	script := fmt.Sprintf(`set -- $(tr '\0' ' ' </proc/$(systemctl show --value --property=MainPID liar@%d)/cmdline); while [ $# -gt 1 ]; do shift; done
 curl -sSf -X PUT -H "X-Consul-Token: $(sed 's/.*"acl_master_token":"\([^"]*\)".*/\1/' "$1")" http://%s:%d/v1/agent/leave`, address, scenario.Address(address), liarPort)
-	if out, err := n.Run(deadline(t, proofDeadline), "sh", "-ec", script); err != nil {
+	if out, err := n.Run(deadline(t, lab.Hang), "sh", "-ec", script); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
 }

@@ -217,7 +217,7 @@ func xivoTakes(t *testing.T, maker *recipe.Maker, release string) {
 	}
 	running := func() {
 		t.Helper()
-		if err := m.WaitRunning(deadline(t, joinDeadline)); err != nil {
+		if err := m.WaitRunning(deadline(t, lab.Hang)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -238,7 +238,7 @@ echo "$unit $(systemctl show --property=MainPID --value $unit)"; done`
 	}
 	reboot := func() {
 		t.Helper()
-		if err := m.Poweroff(deadline(t, joinDeadline)); err != nil {
+		if err := m.Poweroff(deadline(t, lab.Hang)); err != nil {
 			t.Fatal(err)
 		}
 		if err := m.PowerOn(t.Context()); err != nil {

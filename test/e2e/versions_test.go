@@ -46,7 +46,7 @@ func clonesJoin(t *testing.T, version string) {
 		if golden, err = m.Lab.Start(t.Context(), lab.Node{Name: "xivo", Address: scenario.Address(9)}); err != nil {
 			t.Fatal(err)
 		}
-		if err := golden.WaitRunning(deadline(t, joinDeadline)); err != nil {
+		if err := golden.WaitRunning(deadline(t, lab.Hang)); err != nil {
 			t.Fatal(err)
 		}
 		old = secretsOf(t, golden)
@@ -56,7 +56,7 @@ func clonesJoin(t *testing.T, version string) {
 		if err := seals(t.Context(), golden); err != nil {
 			t.Fatal(err)
 		}
-		if err := golden.Poweroff(deadline(t, proofDeadline)); err != nil {
+		if err := golden.Poweroff(deadline(t, lab.Hang)); err != nil {
 			t.Fatal(err)
 		}
 	})
@@ -70,7 +70,7 @@ func clonesJoin(t *testing.T, version string) {
 			}
 		}
 		for n, node := range nodes {
-			s, err := node.WaitJoined(deadline(t, joinDeadline), 1, time.Time{})
+			s, err := node.WaitJoined(deadline(t, lab.Hang), 1, time.Time{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -80,7 +80,7 @@ func clonesJoin(t *testing.T, version string) {
 			if s.Version != version {
 				t.Errorf("%s says that it is XiVO %s", node.Name, s.Version)
 			}
-			if err := node.WaitRunning(deadline(t, proofDeadline)); err != nil {
+			if err := node.WaitRunning(deadline(t, lab.Hang)); err != nil {
 				t.Fatal(err)
 			}
 			if uuids[n], err = node.UUID(t.Context()); err != nil {
@@ -138,7 +138,7 @@ PGPASSWORD=proformatique psql -q -h localhost -U asterisk -c "DELETE FROM direct
 		}
 		for n, node := range nodes {
 			peer := 1 - n
-			if err := node.Finds(deadline(t, proofDeadline), users[peer], uuids[peer]); err != nil {
+			if err := node.Finds(deadline(t, lab.Hang), users[peer], uuids[peer]); err != nil {
 				t.Error(err)
 			}
 			if err := clients[n].Watch(uuids[peer], users[peer].ID); err != nil {
@@ -147,7 +147,7 @@ PGPASSWORD=proformatique psql -q -h localhost -U asterisk -c "DELETE FROM direct
 			// Nobody has set it yet: it has to be fetched from the other node, from
 			// 17.16 on by xivo-ctid-ng, which has no stand-in.
 			if version < "17.16" {
-				if err := clients[n].Learns(deadline(t, proofDeadline), uuids[peer], users[peer].ID); err != nil {
+				if err := clients[n].Learns(deadline(t, lab.Hang), uuids[peer], users[peer].ID); err != nil {
 					t.Error(err)
 				}
 			}
@@ -155,7 +155,7 @@ PGPASSWORD=proformatique psql -q -h localhost -U asterisk -c "DELETE FROM direct
 				if err := clients[peer].SetStatus(users[peer].ID, status); err != nil {
 					t.Fatal(err)
 				}
-				if err := clients[n].Sees(deadline(t, proofDeadline), uuids[peer], users[peer].ID, status); err != nil {
+				if err := clients[n].Sees(deadline(t, lab.Hang), uuids[peer], users[peer].ID, status); err != nil {
 					t.Error(err)
 				}
 			}

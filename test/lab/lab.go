@@ -12,7 +12,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"runtime"
 	"strconv"
 	"sync"
@@ -183,17 +182,11 @@ func (l *Lab) Dial(ctx context.Context, network, address string) (net.Conn, erro
 // for a person to look at after a failure. What cannot be had is left out and
 // told in the error.
 func (l *Lab) SaveLogs(ctx context.Context, dir string) error {
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	var errs []error
 	for _, m := range l.Machines() {
-		journal, err := m.Run(ctx, "journalctl", "--boot", "--no-pager", "--output=short-precise")
-		errs = append(errs, err,
-			os.WriteFile(filepath.Join(dir, m.Name+".journal"), []byte(journal), 0o600),
-			os.WriteFile(filepath.Join(dir, m.Name+".console"), []byte(m.Console()), 0o600))
+		errs = append(errs, m.saveLogs(ctx, dir))
 	}
 	return errors.Join(errs...)
 }

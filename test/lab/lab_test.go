@@ -3,10 +3,12 @@ package lab
 import (
 	"bufio"
 	"context"
+	"fmt"
 	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -44,12 +46,10 @@ func needsLab(t *testing.T) {
 
 func TestNothingOfALabSurvivesAKill(t *testing.T) {
 	needsLab(t)
-	before, err := TakeFootprint(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
+	run := NewRun()
+	run.before = lookAtHost(t.Context())
 	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = append(os.Environ(), sleeper+"=1")
+	cmd.Env = append(os.Environ(), sleeper+"=1", run.Environment())
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -62,24 +62,84 @@ func TestNothingOfALabSurvivesAKill(t *testing.T) {
 	if strings.TrimSpace(line) != "up" {
 		t.Fatalf("the machine did not start: %s", line)
 	}
-	during, err := TakeFootprint(t.Context())
+	during, err := run.Traces(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(during) <= len(before) {
-		t.Error("a running machine does not show in the footprint: the check is blind")
+	if traces := strings.Join(during, "\n"); !strings.Contains(traces, " systemd-nspawn") || !strings.Contains(traces, "control group ") || !strings.Contains(traces, " systemd\n") {
+		t.Errorf("a running machine does not show in the traces of its run:\n%s", traces)
+	}
+	if others, err := NewRun().Traces(t.Context()); err != nil || len(others) > 0 {
+		t.Errorf("a run that made nothing sees the machine of another: %v %v", others, err)
 	}
 
 	if err := cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
 	cmd.Wait()
-	left, err := before.Leftovers(t.Context())
+	left, err := run.Leftovers(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
 	if len(left) > 0 {
 		t.Errorf("left behind:\n%s", strings.Join(left, "\n"))
+	}
+}
+
+func TestRunSeesWhatItsChildrenLeave(t *testing.T) {
+	run := NewRun()
+	start := func(environment ...string) *exec.Cmd {
+		cmd := exec.Command("cat")
+		cmd.Env = environment
+		if _, err := cmd.StdinPipe(); err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
+		return cmd
+	}
+	ours := start(run.Environment())
+	start(NewRun().Environment())
+	start()
+	got, err := run.Traces(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := []string{fmt.Sprintf("process %d cat", ours.Process.Pid)}; !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+func TestRunSeesOnlyWhatWasNotThereBefore(t *testing.T) {
+	before := host{"mount": {"/run/lab of tmpfs (tmpfs)"}}
+	now := host{
+		"mount":          {"/run/lab of tmpfs (tmpfs)", "/run/lab/a of tmpfs (tmpfs)"},
+		"ip6tables-save": {"-A INPUT -j XIVO-MESH"}, // which could not be run before
+	}
+	if got, want := now.since(before), []string{"mount /run/lab/a of tmpfs (tmpfs)"}; !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	if got := (host{}).since(before); len(got) > 0 {
+		t.Errorf("what cannot be looked at any more is told as left: %q", got)
+	}
+}
+
+func TestFirewallRulesAreOursAlone(t *testing.T) {
+	dir := t.TempDir()
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+	script := "#!/bin/sh\necho '*filter'; echo '-A FORWARD -j DOCKER-USER'; echo '-A INPUT -j XIVO-MESH'; exit $EXIT\n"
+	if err := os.WriteFile(filepath.Join(dir, "iptables-save"), []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("EXIT", "0")
+	if got, err := firewallRules(t.Context(), "iptables-save"); err != nil || !slices.Equal(got, []string{"-A INPUT -j XIVO-MESH"}) {
+		t.Errorf("got %q, %v", got, err)
+	}
+	t.Setenv("EXIT", "1")
+	if _, looked := lookAtHost(t.Context())["iptables-save"]; looked {
+		t.Error("a command that fails counts as a look")
 	}
 }
 
@@ -143,11 +203,14 @@ func TestShellWithoutMachinesSaysWhatStartsThem(t *testing.T) {
 
 func TestPublishedShellsAreFoundOnlyWhilePublished(t *testing.T) {
 	t.Setenv("XDG_CACHE_HOME", t.TempDir())
-	if err := os.MkdirAll(filepath.Join(os.Getenv("XDG_CACHE_HOME"), "packer-plugin-xivo"), 0o755); err != nil {
+	place, err := Reserve()
+	if err != nil {
 		t.Fatal(err)
 	}
-	release, err := Publish(map[string][]string{"1": {"/nonexistent"}})
-	if err != nil {
+	if err := Shell("1"); err == nil || !strings.Contains(err.Error(), "not up yet") {
+		t.Errorf("before there are machines: %v", err)
+	}
+	if err := place.Announce(map[string][]string{"1": {"/nonexistent"}}); err != nil {
 		t.Fatal(err)
 	}
 	if err := Shell("2"); err == nil || !strings.Contains(err.Error(), "there is no node 2") {
@@ -156,10 +219,10 @@ func TestPublishedShellsAreFoundOnlyWhilePublished(t *testing.T) {
 	if err := Shell("1"); err == nil || !strings.Contains(err.Error(), "/nonexistent") {
 		t.Errorf("that node: %v", err)
 	}
-	if _, err := Publish(nil); err == nil {
-		t.Error("two published at once")
+	if _, err := Reserve(); err == nil || !strings.Contains(err.Error(), fmt.Sprintf("process %d", os.Getpid())) {
+		t.Errorf("two published at once: %v", err)
 	}
-	release()
+	place.Release()
 	if err := Shell("1"); err == nil || !strings.Contains(err.Error(), "make demo KEEP=1") {
 		t.Errorf("released: %v", err)
 	}

@@ -15,6 +15,7 @@ import (
 
 	"github.com/xivo-mesh/packer-plugin-xivo/cloudinit"
 	"github.com/xivo-mesh/packer-plugin-xivo/packer/nspawn/machine"
+	"github.com/xivo-mesh/packer-plugin-xivo/test/lab/cache"
 )
 
 // Node is what a machine gets besides the image: a NoCloud seed.
@@ -165,8 +166,80 @@ func (m *Machine) Move(dmi uuid.UUID) error {
 	return nil
 }
 
-// Poweroff shuts it down in good order; cut off when ctx ends first.
-func (m *Machine) Poweroff(ctx context.Context) error { return m.m.Poweroff(ctx) }
+// Poweroff shuts it down in good order; cut off when ctx ends first. Then the
+// error names the jobs that systemd still had, and where what the machine said
+// last is kept.
+func (m *Machine) Poweroff(ctx context.Context) error {
+	down, cut := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer cut(nil)
+	done := make(chan error, 1)
+	go func() { done <- m.m.Poweroff(down) }()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+	}
+	held := m.heldBy()
+	cut(context.Cause(ctx))
+	if err := <-done; err != nil {
+		return fmt.Errorf("%w\n%w", held, err)
+	}
+	return nil // it was down in the meantime
+}
+
+// heldBy looks at a machine that does not go down, keeps what it sees in the
+// cache, and tells it in short.
+func (m *Machine) heldBy() error {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	jobs, err := m.Run(ctx, "systemctl", "list-jobs", "--no-pager", "--full")
+	running := runningJobs(jobs)
+	if err != nil {
+		running = "systemd does not tell its jobs: " + err.Error()
+	} else if running == "" {
+		running = "systemd runs no job"
+	}
+	dir, err := cache.Dir()
+	if err != nil {
+		return errors.New(running)
+	}
+	dir = filepath.Join(dir, "held", m.Name)
+	err = errors.Join(os.RemoveAll(dir), m.saveLogs(ctx, dir), m.save(dir, "jobs", jobs))
+	if processes, psErr := m.Run(ctx, "ps", "axww", "-o", "pid,ppid,stat,wchan:20,etime,args"); psErr == nil {
+		err = errors.Join(err, m.save(dir, "processes", processes))
+	} else {
+		err = errors.Join(err, psErr)
+	}
+	held := fmt.Errorf("machine %s does not power off, held by: %s; its journal, console, jobs and processes are in %s", m.Name, running, dir)
+	return errors.Join(held, err)
+}
+
+// runningJobs are those that systemd works at, of what systemctl list-jobs
+// prints: the others wait for them.
+func runningJobs(list string) string {
+	var running []string
+	for line := range strings.Lines(list) {
+		// JOB UNIT TYPE STATE
+		if f := strings.Fields(line); len(f) == 4 && f[3] == "running" {
+			running = append(running, f[1]+" ("+f[2]+")")
+		}
+	}
+	return strings.Join(running, ", ")
+}
+
+// saveLogs writes its journal and its console into a folder. What cannot be had
+// is left out and told in the error.
+func (m *Machine) saveLogs(ctx context.Context, dir string) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	journal, err := m.Run(ctx, "journalctl", "--boot", "--no-pager", "--output=short-precise")
+	return errors.Join(err, m.save(dir, "journal", journal), m.save(dir, "console", m.Console()))
+}
+
+func (m *Machine) save(dir, kind, text string) error {
+	return os.WriteFile(filepath.Join(dir, m.Name+"."+kind), []byte(text), 0o600)
+}
 
 // Cut switches it off at once, as a power cut does. What it had written stays.
 func (m *Machine) Cut() { m.m.Cut() }
@@ -234,6 +307,12 @@ func (m *Machine) ReadFile(ctx context.Context, name string) (string, error) {
 
 // Console returns the last part of what it printed on its console.
 func (m *Machine) Console() string { return m.m.Console() }
+
+// Hang is how long anything in the lab may take: a boot, a join, a status that
+// arrives. Idle, two cores need half a minute for the longest of them; a machine
+// that is busy with other things may take many times that, and no more is taken
+// for one that hangs.
+const Hang = 15 * time.Minute
 
 // Wait polls until done says so. When ctx ends first, the error of the last try
 // is in the one returned.

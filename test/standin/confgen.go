@@ -134,70 +134,93 @@ func generateSources(ctx context.Context, conn *pgx.Conn, config *dirdConfig) er
 		return err
 	}
 
-	fields := map[int]map[string]string{}
-	rows, _ := conn.Query(ctx, "SELECT dir_id, fieldname, coalesce(value, '') FROM ctidirectoryfields")
-	var id int
-	var field, format string
-	if _, err := pgx.ForEachRow(rows, []any{&id, &field, &format}, func() error {
-		if fields[id] == nil {
-			fields[id] = map[string]string{}
-		}
-		fields[id][field] = format
-		return nil
-	}); err != nil {
-		return fmt.Errorf("read ctidirectoryfields: %w", err)
+	formats, err := formatColumns(ctx, conn)
+	if err != nil {
+		return err
 	}
-
 	config.Sources = map[string]source{}
-	rows, _ = conn.Query(ctx, `SELECT ctidirectories.id, coalesce(ctidirectories.name, ''), ctidirectories.match_direct, ctidirectories.match_reverse,
+	rows, _ := conn.Query(ctx, `SELECT ctidirectories.id, coalesce(ctidirectories.name, ''), ctidirectories.match_direct, ctidirectories.match_reverse,
 			directories.dirtype, directories.uri, coalesce(directories.xivo_username, ''), coalesce(directories.xivo_password, ''),
 			directories.xivo_verify_certificate, coalesce(directories.xivo_custom_ca_path, '')
 		FROM ctidirectories JOIN directories ON `+link+` ORDER BY ctidirectories.id, directories.id`)
-	var direct, reverse, dirtype, username, password, ca string
-	var name string
-	var uri *string
-	var verify bool
-	_, err = pgx.ForEachRow(rows, []any{&id, &name, &direct, &reverse, &dirtype, &uri, &username, &password, &verify, &ca}, func() error {
-		s := source{Type: dirtype, Name: name, FormatColumns: fields[id]}
-		var err error
-		if s.SearchedColumns, err = columnList(direct); err != nil {
-			return fmt.Errorf("match_direct of ctidirectories %q: %w", name, err)
-		}
-		if s.FirstMatched, err = columnList(reverse); err != nil {
-			return fmt.Errorf("match_reverse of ctidirectories %q: %w", name, err)
-		}
-		if !slices.Contains(supportedTypes, dirtype) {
-			return nil
-		}
-		if dirtype == "xivo" {
-			if uri == nil {
-				return fmt.Errorf("directory of ctidirectories %q: no uri", name)
-			}
-			c, err := parseConfd(*uri)
-			if err != nil {
-				return fmt.Errorf("uri of ctidirectories %q: %w", name, err)
-			}
-			// One without the other is none.
-			if username != "" && password != "" {
-				c.Username, c.Password = username, password
-			}
-			switch {
-			case verify && ca != "":
-				c.Verify = ca
-			default:
-				c.Verify = verify
-			}
-			s.Confd, s.UniqueColumn = &c, "id"
+	var d definition
+	_, err = pgx.ForEachRow(rows, []any{&d.id, &d.name, &d.direct, &d.reverse, &d.dirtype, &d.uri, &d.username, &d.password, &d.verify, &d.ca}, func() error {
+		s, err := d.source(formats[d.id])
+		if err != nil || !slices.Contains(supportedTypes, d.dirtype) {
+			return err
 		}
 		// Nothing keeps two definitions, or two directories with one uri,
 		// apart: the later one wins.
-		config.Sources[name] = s
+		config.Sources[d.name] = s
 		return nil
 	})
 	if err != nil || !separated {
 		return err
 	}
 	return separateSources(ctx, conn, config)
+}
+
+// formatColumns reads how the definitions make columns, by their ids.
+func formatColumns(ctx context.Context, conn *pgx.Conn) (map[int]map[string]string, error) {
+	formats := map[int]map[string]string{}
+	rows, _ := conn.Query(ctx, "SELECT dir_id, fieldname, coalesce(value, '') FROM ctidirectoryfields")
+	var id int
+	var field, format string
+	if _, err := pgx.ForEachRow(rows, []any{&id, &field, &format}, func() error {
+		if formats[id] == nil {
+			formats[id] = map[string]string{}
+		}
+		formats[id][field] = format
+		return nil
+	}); err != nil {
+		return nil, fmt.Errorf("read ctidirectoryfields: %w", err)
+	}
+	return formats, nil
+}
+
+// definition is a row of ctidirectories with the directory that it uses.
+type definition struct {
+	id                 int
+	name               string
+	direct, reverse    string
+	dirtype            string
+	uri                *string
+	username, password string
+	verify             bool
+	ca                 string
+}
+
+// source is what xivo-dird is told of it. A wrong list of columns is an error
+// whatever the type, as it is in the original.
+func (d definition) source(formats map[string]string) (source, error) {
+	s := source{Type: d.dirtype, Name: d.name, FormatColumns: formats}
+	var err error
+	if s.SearchedColumns, err = columnList(d.direct); err != nil {
+		return source{}, fmt.Errorf("match_direct of ctidirectories %q: %w", d.name, err)
+	}
+	if s.FirstMatched, err = columnList(d.reverse); err != nil {
+		return source{}, fmt.Errorf("match_reverse of ctidirectories %q: %w", d.name, err)
+	}
+	if d.dirtype != "xivo" {
+		return s, nil
+	}
+	if d.uri == nil {
+		return source{}, fmt.Errorf("directory of ctidirectories %q: no uri", d.name)
+	}
+	c, err := parseConfd(*d.uri)
+	if err != nil {
+		return source{}, fmt.Errorf("uri of ctidirectories %q: %w", d.name, err)
+	}
+	// One without the other is none.
+	if d.username != "" && d.password != "" {
+		c.Username, c.Password = d.username, d.password
+	}
+	c.Verify = d.verify
+	if d.verify && d.ca != "" {
+		c.Verify = d.ca
+	}
+	s.Confd, s.UniqueColumn = &c, "id"
+	return s, nil
 }
 
 // directoryLink is how a definition finds its directory: by the uri, as text,

@@ -71,28 +71,13 @@ type endpoint struct {
 // serve listens on every endpoint, calls ready with the addresses once all of
 // them are open, and serves until the context ends.
 func serve(ctx context.Context, name string, ready func([]net.Addr), endpoints ...endpoint) error {
-	var listeners []net.Listener
-	closeAll := func() {
-		for _, l := range listeners {
-			l.Close()
-		}
+	listeners, err := open(endpoints)
+	if err != nil {
+		return fmt.Errorf("%s stand-in: %w", name, err)
 	}
-	var addresses []net.Addr
-	for _, e := range endpoints {
-		l, err := listen(e.address)
-		if err != nil {
-			closeAll()
-			return fmt.Errorf("%s stand-in: %w", name, err)
-		}
-		addresses = append(addresses, l.Addr())
-		if e.tls != nil {
-			l = tls.NewListener(l, e.tls)
-		}
-		listeners = append(listeners, l)
-	}
-
 	servers := make([]*http.Server, len(endpoints))
 	failed := make(chan error, len(endpoints))
+	var addresses []net.Addr
 	for i, e := range endpoints {
 		servers[i] = &http.Server{
 			Handler:           labelled(name, e.handler),
@@ -100,10 +85,10 @@ func serve(ctx context.Context, name string, ready func([]net.Addr), endpoints .
 			ErrorLog:          slog.NewLogLogger(slog.Default().Handler(), slog.LevelDebug),
 		}
 		go func() { failed <- servers[i].Serve(listeners[i]) }()
+		addresses = append(addresses, listeners[i].Addr())
 	}
 	ready(addresses)
 
-	var err error
 	select {
 	case <-ctx.Done():
 	case err = <-failed:
@@ -119,6 +104,25 @@ func serve(ctx context.Context, name string, ready func([]net.Addr), endpoints .
 		return fmt.Errorf("%s stand-in: %w", name, err)
 	}
 	return nil
+}
+
+// open listens on all endpoints or on none.
+func open(endpoints []endpoint) ([]net.Listener, error) {
+	var listeners []net.Listener
+	for _, e := range endpoints {
+		l, err := listen(e.address)
+		if err != nil {
+			for _, l := range listeners {
+				l.Close()
+			}
+			return nil, err
+		}
+		if e.tls != nil {
+			l = tls.NewListener(l, e.tls)
+		}
+		listeners = append(listeners, l)
+	}
+	return listeners, nil
 }
 
 // listen is for IPv4 alone, as XiVO's daemons are.

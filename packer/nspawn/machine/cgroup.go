@@ -33,6 +33,15 @@ for i in $(seq 300); do
 done
 exit 1`
 
+const (
+	// RunVariable, where it is in our environment, is part of the names of the
+	// control groups that we make: whoever starts several processes finds theirs.
+	RunVariable = "XIVO_SANDBOX_RUN"
+	// ControlGroupPrefix begins the name of a sandbox's control group. The run
+	// follows, if there is one, our process id and a random number, with dashes.
+	ControlGroupPrefix = "xivo-sandbox-"
+)
+
 func newCgroups() (*cgroups, error) {
 	homes, err := cgroupHomes()
 	if err != nil {
@@ -45,7 +54,11 @@ func newCgroups() (*cgroups, error) {
 	// One name in all hierarchies: on a hybrid host, nspawn copies the tree of
 	// one to the same place in the other.
 	c := &cgroups{}
-	name := fmt.Sprintf("xivo-sandbox-%d-%08x", os.Getpid(), rand.Uint32())
+	name := ControlGroupPrefix
+	if run := os.Getenv(RunVariable); run != "" {
+		name += run + "-"
+	}
+	name += fmt.Sprintf("%d-%08x", os.Getpid(), rand.Uint32())
 	for _, home := range homes {
 		dir := filepath.Join(home, name)
 		if err := os.Mkdir(dir, 0o755); err != nil {

@@ -289,11 +289,12 @@ func (m *Machine) Poweroff(ctx context.Context) error {
 	}
 	defer func() { m.exited = nil }()
 
-	// What systemd documents as "start poweroff.target". Asked again and again,
+	// What systemd documents as "start poweroff.target". Asked more than once,
 	// because an init that has not set up its handlers yet drops it; one that
 	// does not know it at all is cut off when ctx ends.
+	var ask pacer
 	err := m.wait(ctx, "it to power off", func() (bool, error) {
-		if leader, err := m.leader(); err == nil {
+		if leader, err := m.leader(); err == nil && ask.due(time.Now()) {
 			syscall.Kill(leader, syscall.Signal(sigrtmin+4))
 		}
 		return false, nil
@@ -305,6 +306,24 @@ func (m *Machine) Poweroff(ctx context.Context) error {
 	}
 	m.kill()
 	return fmt.Errorf("machine %s was cut off: %w", m.Name, err)
+}
+
+// pacer says when something that may have gone unheard is asked again: after a
+// pause that doubles, from poll on. systemd queues every such signal, prefers
+// each to the jobs that it has, and needs a second for one where the host is
+// busy: asked at every poll it never comes to shutting down.
+type pacer struct {
+	next  time.Time
+	pause time.Duration
+}
+
+func (p *pacer) due(now time.Time) bool {
+	if now.Before(p.next) {
+		return false
+	}
+	p.pause = max(poll, 2*p.pause)
+	p.next = now.Add(p.pause)
+	return true
 }
 
 // Cut ends the machine at once, as a power cut does: its processes are killed, and

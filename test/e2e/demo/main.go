@@ -1,6 +1,7 @@
 // Command demo shows the whole way on this machine: it bakes a golden image,
 // boots clones of it, and observes as an end user would that they became one
-// mesh. It ends with 0 only if all of that was seen.
+// mesh (scenario.Story). It ends with 0 only if all of that was seen and nothing
+// was left behind.
 package main
 
 import (
@@ -17,7 +18,6 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/xivo-mesh/packer-plugin-xivo/test/e2e/scenario"
@@ -35,9 +35,10 @@ func main() {
 	err := run(ctx, os.Stdout, *keep)
 	interrupted := ctx.Err() != nil
 	stop()
+	var left cleanUpError
 	switch {
 	case err == nil:
-	case interrupted:
+	case interrupted && !errors.As(err, &left):
 		fmt.Fprintln(os.Stderr, "demo: interrupted; everything that it started is gone")
 		os.Exit(130)
 	default:
@@ -46,115 +47,205 @@ func main() {
 	}
 }
 
-// How long things may take before the demo gives up, on two slow cores.
-const (
-	bootDeadline  = 5 * time.Minute
-	proofDeadline = 2 * time.Minute
-)
-
-// demo is what the steps hand on to each other.
+// demo is what its parts hand on to each other.
 type demo struct {
 	out   io.Writer
+	log   *os.File
 	maker *recipe.Maker
 	image recipe.Image
-	mesh  *scenario.Mesh
-
-	nodes   map[int]*scenario.Node
-	uuids   map[int]string
-	users   map[int]scenario.User
-	clients map[int]*scenario.Client
-	joined  map[int]time.Duration // from power-on
-	takenIn time.Duration         // node 3 by node 1, from its services being up
+	story *scenario.Story
+	place *lab.Published // where make shell finds the machines; nil unless they are kept
+	run   *lab.Run
 }
 
-type step struct {
-	name string
-	do   func(context.Context) error
-}
-
-func (d *demo) steps() []step {
-	return []step{
-		{"install what is missing from Debian", d.maker.Host},
-		{"build Consul and Packer", d.tools},
-		{"make a Debian, and lay a XiVO 16.03 out on it", d.base},
-		{"bake the golden image: packer build", d.bake},
-		{"boot nodes 1 and 2, clones of it", d.bootTwo},
-		{"node 1 and node 2 are joined", d.twoJoined},
-		{"a user on each; one logs in on node 1 and stays", d.peopleOfTwo},
-		{"boot node 3, with the same user data", d.bootThird},
-		{"node 3 is joined, and nodes 1 and 2 took it in", d.thirdJoined},
-		{"searches on node 3 find the users of nodes 1 and 2", d.searchFromThird},
-		{"searches on nodes 1 and 2 find the user of node 3", d.searchForThird},
-		{"a status goes from node 1 to node 3, live", d.statusToThird},
-		{"a status goes from node 3 to node 1, live", d.statusToFirst},
-		{"the client on node 1 was never dropped", d.stillConnected},
+// prepare are the steps that come before the story: they make the image.
+func (d *demo) prepare() []scenario.Step {
+	return []scenario.Step{
+		{Name: "install what is missing from Debian", Do: d.maker.Host},
+		{Name: "build Consul and Packer", Do: d.tools},
+		{Name: "make a Debian, and lay a XiVO 16.03 out on it", Do: d.base},
+		{Name: "bake the golden image: packer build", Do: d.bake},
 	}
 }
 
-func run(ctx context.Context, out io.Writer, keep bool) (err error) {
-	before, err := lab.TakeFootprint(ctx)
-	if err != nil {
-		return err
-	}
-	dir, err := cache.Dir()
-	if err != nil {
-		return err
-	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return err
-	}
-	log, err := os.Create(filepath.Join(dir, "demo.log"))
-	if err != nil {
-		return err
-	}
-	defer log.Close()
-	maker, err := recipe.New(log)
-	if err != nil {
-		return err
-	}
-
-	d := &demo{
-		out: out, maker: maker,
-		nodes: map[int]*scenario.Node{}, uuids: map[int]string{}, users: map[int]scenario.User{},
-		clients: map[int]*scenario.Client{}, joined: map[int]time.Duration{},
-	}
-	steps := d.steps()
-	total := len(steps) + 1 // the last one: nothing is left behind
+func run(ctx context.Context, out io.Writer, keep bool) error {
 	start := time.Now()
+	d, err := newDemo(ctx, out, keep)
+	if err != nil {
+		return err
+	}
+	defer d.close()
+	if err := d.announce(); err != nil {
+		return err
+	}
+
+	steps := append(d.prepare(), d.story.Steps()...)
+	total := len(steps) + 1 // the last one: nothing is left behind
 	for i, s := range steps {
-		if err = progress(out, i+1, total, s.name, func() error { return s.do(ctx) }); err != nil {
+		if err = progress(out, signsOfLife(), i+1, total, s.Name, func() error { return s.Do(ctx) }); err != nil {
 			break
 		}
 	}
 	switch {
 	case err == nil:
 		err = d.report(ctx)
-		if err == nil && keep {
+		if err == nil {
+			fmt.Fprintf(out, "All of it was observed, in %s.\n\n", time.Since(start).Round(time.Second))
 			err = d.keep(ctx)
 		}
-	case ctx.Err() == nil && d.mesh != nil:
-		logs := filepath.Join(dir, "demo-failed")
-		saveErr := errors.Join(os.RemoveAll(logs), d.mesh.Lab.SaveLogs(ctx, logs))
-		err = errors.Join(fmt.Errorf("%w\nthe journal and the console of every machine are in %s, what was built is told in %s", err, logs, log.Name()), saveErr)
+	case ctx.Err() == nil:
+		err = d.keepLogs(ctx, err)
 	}
 
 	// Also after Ctrl-C, so not bound by ctx.
-	endErr := progress(out, total, total, "stop everything, and leave nothing behind", func() error { return d.end(context.WithoutCancel(ctx), before) })
-	if err = errors.Join(err, endErr); err != nil {
-		return err
+	endErr := progress(out, signsOfLife(), total, total, "stop everything, and leave nothing behind", func() error { return d.end(context.WithoutCancel(ctx)) })
+	if endErr != nil {
+		endErr = cleanUpError{endErr}
 	}
-	fmt.Fprintf(out, "\nAll of it was observed, in %s.\n", time.Since(start).Round(time.Second))
-	if !keep {
-		fmt.Fprintln(out, "To keep the machines running and play with them: make demo KEEP=1")
+	if err = errors.Join(err, endErr); err == nil && !keep {
+		fmt.Fprintln(out, "\nTo keep the machines running and play with them: make demo KEEP=1")
 	}
-	return nil
+	return err
 }
 
-// progress runs a step and prints its line: n/N name (took).
-func progress(out io.Writer, n, total int, name string, do func() error) error {
+// cleanUpError says that the demo ended and left something; whether its story
+// was observed is told apart from it.
+type cleanUpError struct{ error }
+
+func (e cleanUpError) Error() string { return "the clean-up failed: " + e.error.Error() }
+
+func (e cleanUpError) Unwrap() error { return e.error }
+
+// newDemo takes the place for machines that are kept before it does any work.
+func newDemo(ctx context.Context, out io.Writer, keep bool) (_ *demo, err error) {
+	d := &demo{out: out}
+	defer func() {
+		if err != nil {
+			d.close()
+		}
+	}()
+	if keep {
+		if d.place, err = lab.Reserve(); err != nil {
+			return nil, err
+		}
+	}
+	if d.run, err = lab.BeginRun(ctx); err != nil {
+		return nil, err
+	}
+	dir, err := cache.Dir()
+	if err != nil {
+		return nil, err
+	}
+	// A new file: a demo that runs at the same time keeps writing to its own.
+	log := filepath.Join(dir, "demo.log")
+	if err := os.Remove(log); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, err
+	}
+	if d.log, err = os.Create(log); err != nil {
+		return nil, err
+	}
+	if d.maker, err = recipe.New(d.log); err != nil {
+		return nil, err
+	}
+	d.story = scenario.NewStory(func(ctx context.Context) (*scenario.Mesh, error) { return scenario.New(ctx, d.image.Raw) })
+	return d, nil
+}
+
+func (d *demo) close() {
+	if d.place != nil {
+		d.place.Release()
+	}
+	if d.log != nil {
+		d.log.Close()
+	}
+}
+
+// announce says what is to come, and refuses when there is too little disk.
+func (d *demo) announce() error {
+	needs, err := estimate()
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(d.out, "This bakes an image, boots three clones of it here, and watches them become one mesh.\n"+
+		"It takes about %s on two idle cores%s, and needs %s of disk in %s and Go's caches.\n"+
+		"What is built and baked is told in %s.\n\n", needs.takes, needs.why, gigabytes(needs.disk), needs.dir, d.log.Name())
+	return needs.enough()
+}
+
+// needs is what a demo takes, told before it begins.
+type needs struct {
+	takes      string
+	why        string
+	dir        string // where the cache is
+	disk, free uint64 // bytes
+}
+
+// enough is nil when the disk has room.
+func (n needs) enough() error {
+	if n.free >= n.disk {
+		return nil
+	}
+	return fmt.Errorf("there are %s free in %s, and the demo needs %s: make room, or set XDG_CACHE_HOME to a folder that has it",
+		gigabytes(n.free), n.dir, gigabytes(n.disk))
+}
+
+// estimate knows two cases: with all that the lab builds once in the cache, and
+// without.
+func estimate() (needs, error) {
+	dir, err := cache.Dir()
+	if err != nil {
+		return needs{}, err
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return needs{}, err
+	}
+	n := needs{takes: laterTakes, dir: dir, disk: laterDisk}
+	if !cache.Has("base") || !cache.Has("tools/consul") || !cache.Has("tools/packer") {
+		n.takes, n.disk = firstTakes, firstDisk
+		n.why = " this first time, which builds Consul and Packer from source and installs a Debian (later: about " + laterTakes + ")"
+	}
+	var fs unix.Statfs_t
+	if err := unix.Statfs(dir, &fs); err != nil {
+		return needs{}, fmt.Errorf("free disk of %s: %w", dir, err)
+	}
+	n.free = fs.Bavail * uint64(fs.Bsize)
+	return n, nil
+}
+
+// Measured on two cores with the caches of Go empty, and filled.
+const (
+	firstTakes, laterTakes = "20 minutes", "2 minutes"
+	firstDisk, laterDisk   = 12 << 30, 4 << 30
+)
+
+func gigabytes(bytes uint64) string { return fmt.Sprintf("%.1f GB", float64(bytes)/1e9) }
+
+// signsOfLife ticks as often as a step that takes long shows that it goes on.
+func signsOfLife() <-chan time.Time { return time.Tick(3 * time.Second) }
+
+// progress runs a step and prints its line: n/N name (took), with a dot for each
+// tick before its end.
+func progress(out io.Writer, tick <-chan time.Time, n, total int, name string, do func() error) error {
 	fmt.Fprintf(out, "%2d/%d %s", n, total, name)
 	start := time.Now()
-	err := do()
+	done := make(chan error, 1)
+	go func() { done <- do() }()
+	var err error
+	dots := 0
+	for running := true; running; {
+		select {
+		case err = <-done:
+			running = false
+		case <-tick:
+			if dots++; dots == 1 {
+				fmt.Fprint(out, " ")
+			}
+			fmt.Fprint(out, ".")
+		}
+	}
 	took := time.Since(start).Round(100 * time.Millisecond)
 	if err != nil {
 		fmt.Fprintf(out, ": FAILED (%s)\n", took)
@@ -183,213 +274,76 @@ func (d *demo) bake(ctx context.Context) (err error) {
 	return err
 }
 
-func (d *demo) bootTwo(ctx context.Context) (err error) {
-	if d.mesh, err = scenario.New(ctx, d.image.Raw); err != nil {
-		return err
-	}
-	return errors.Join(d.boot(ctx, 1), d.boot(ctx, 2))
-}
-
-func (d *demo) bootThird(ctx context.Context) error { return d.boot(ctx, 3) }
-
-func (d *demo) boot(ctx context.Context, n int) (err error) {
-	d.nodes[n], err = d.mesh.Boot(ctx, n)
-	return err
-}
-
-func (d *demo) twoJoined(ctx context.Context) error { return d.allJoined(ctx, 1, 2) }
-
-// allJoined waits until the new nodes are joined with everybody who is there.
-func (d *demo) allJoined(ctx context.Context, fresh ...int) error {
-	joined := make([]time.Duration, len(fresh))
-	wait, cancel := context.WithTimeout(ctx, bootDeadline)
-	defer cancel()
-	group, wait := errgroup.WithContext(wait)
-	for i, n := range fresh {
-		group.Go(func() error {
-			_, err := d.nodes[n].WaitJoined(wait, len(d.nodes)-1, time.Time{})
-			joined[i] = time.Since(d.nodes[n].Booted)
-			return err
-		})
-	}
-	if err := group.Wait(); err != nil {
-		return err
-	}
-	for i, n := range fresh {
-		d.joined[n] = joined[i]
-		uuid, err := d.nodes[n].UUID(ctx)
-		if err != nil {
-			return err
-		}
-		for other, its := range d.uuids {
-			if its == uuid {
-				return fmt.Errorf("node %d and node %d have one UUID, %s", n, other, uuid)
-			}
-		}
-		d.uuids[n] = uuid
-	}
-	return nil
-}
-
-var firstnames = map[int]string{1: "Alice", 2: "Bruno", 3: "Chloe"}
-
-func (d *demo) addUser(ctx context.Context, n int) (err error) {
-	d.users[n], err = d.nodes[n].AddUser(ctx, firstnames[n])
-	return err
-}
-
-func (d *demo) peopleOfTwo(ctx context.Context) (err error) {
-	if err := errors.Join(d.addUser(ctx, 1), d.addUser(ctx, 2)); err != nil {
-		return err
-	}
-	d.clients[1], err = d.nodes[1].Connect(ctx)
-	if err != nil {
-		return err
-	}
-	// A person at work: the own status, and a colleague's on the other node.
-	return d.sends(ctx, 2, 1, "away")
-}
-
-func (d *demo) thirdJoined(ctx context.Context) error {
-	var takenIn time.Time
-	wait, cancel := context.WithTimeout(ctx, bootDeadline)
-	defer cancel()
-	group, wait := errgroup.WithContext(wait)
-	group.Go(func() error { return d.allJoined(wait, 3) })
-	group.Go(func() error {
-		_, err := d.nodes[1].WaitJoined(wait, 2, time.Time{})
-		takenIn = time.Now()
-		return err
-	})
-	group.Go(func() error {
-		_, err := d.nodes[2].WaitJoined(wait, 2, time.Time{})
-		return err
-	})
-	if err := group.Wait(); err != nil {
-		return err
-	}
-	up, err := d.nodes[3].ServicesUp(ctx)
-	if err != nil {
-		return err
-	}
-	d.takenIn = takenIn.Sub(up)
-	return d.addUser(ctx, 3)
-}
-
-func (d *demo) searchFromThird(ctx context.Context) error {
-	return errors.Join(d.finds(ctx, 3, 1), d.finds(ctx, 3, 2))
-}
-
-func (d *demo) searchForThird(ctx context.Context) error {
-	return errors.Join(d.finds(ctx, 1, 3), d.finds(ctx, 2, 3))
-}
-
-func (d *demo) finds(ctx context.Context, on, of int) error {
-	ctx, cancel := context.WithTimeout(ctx, proofDeadline)
-	defer cancel()
-	return d.nodes[on].Finds(ctx, d.users[of], d.uuids[of])
-}
-
-func (d *demo) statusToThird(ctx context.Context) (err error) {
-	if d.clients[3], err = d.nodes[3].Connect(ctx); err != nil {
-		return err
-	}
-	return d.sends(ctx, 1, 3, "donotdisturb")
-}
-
-func (d *demo) statusToFirst(ctx context.Context) error {
-	return d.sends(ctx, 3, 1, "outtolunch")
-}
-
-// sends lets the user of one node change status, and the client that is
-// connected to another see it. That client is the one that was there before.
-func (d *demo) sends(ctx context.Context, from, to int, status string) error {
-	ctx, cancel := context.WithTimeout(ctx, proofDeadline)
-	defer cancel()
-	watcher, uuid, user := d.clients[to], d.uuids[from], d.users[from].ID
-	if err := watcher.Watch(uuid, user); err != nil {
-		return err
-	}
-	// What the other node fetches when it is asked first: proof that it finds
-	// the node at all, and that what comes next comes over the bus.
-	const initial = "available"
-	setter, err := d.nodes[from].Connect(ctx)
-	if err != nil {
-		return err
-	}
-	defer setter.Close()
-	for _, s := range []string{initial, status} {
-		if err := setter.SetStatus(user, s); err != nil {
-			return err
-		}
-		if err := watcher.Sees(ctx, uuid, user, s); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (d *demo) stillConnected(context.Context) error {
-	return errors.Join(d.clients[1].Connected(), d.clients[3].Connected())
-}
-
 // report prints the mesh as it is and what was measured.
 func (d *demo) report(ctx context.Context) error {
 	fmt.Fprintln(d.out)
 	w := tabwriter.NewWriter(d.out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "NODE\tUUID\tVERSION\tSTATE\tLINKS\tDIRECTORY SOURCES\tBOOT TO JOINED\tDAEMONS WAITED")
-	for n := 1; n <= len(d.nodes); n++ {
-		row, err := d.nodes[n].Row(ctx)
+	for n := 1; n <= len(d.story.Nodes); n++ {
+		node := d.story.Nodes[n]
+		row, err := node.Row(ctx)
 		if err != nil {
 			return err
 		}
-		held, err := d.nodes[n].Held(ctx)
+		held, err := node.Held(ctx)
 		if err != nil {
 			return err
 		}
 		fmt.Fprintln(w, strings.Join([]string{row.Node, row.UUID, row.Version, row.State, row.Links, row.Sources,
-			d.joined[n].Round(100 * time.Millisecond).String(), held.Round(10 * time.Millisecond).String()}, "\t"))
+			d.story.Joined[n].Round(100 * time.Millisecond).String(), held.Round(10 * time.Millisecond).String()}, "\t"))
 	}
 	if err := w.Flush(); err != nil {
 		return err
 	}
-	fmt.Fprintf(d.out, "\nNode 1 took node 3 in %s after its services were up; nobody told it.\n\n", d.takenIn.Round(100*time.Millisecond))
+	fmt.Fprintf(d.out, "\nNode 1 took node 3 in %s after its services were up; nobody told it.\n\n", d.story.TakenIn[1].Round(100*time.Millisecond))
 	return nil
 }
 
-// keep holds the machines until Ctrl-C, and lets `make shell` find them.
+// keepLogs saves what the machines said before they go, and tells where.
+func (d *demo) keepLogs(ctx context.Context, err error) error {
+	err = fmt.Errorf("%w\nwhat was built is told in %s", err, d.log.Name())
+	if d.story.Mesh == nil {
+		return err
+	}
+	logs := filepath.Join(filepath.Dir(d.log.Name()), "demo-failed")
+	saveErr := errors.Join(os.RemoveAll(logs), d.story.Mesh.Lab.SaveLogs(ctx, logs))
+	return errors.Join(fmt.Errorf("%w, the journal and the console of every machine are in %s", err, logs), saveErr)
+}
+
+// keep holds the machines until Ctrl-C when there is a place for them, and lets
+// `make shell` find them.
 func (d *demo) keep(ctx context.Context) error {
-	commands := map[string][]string{}
-	for n, node := range d.nodes {
+	if d.place == nil {
+		return nil
+	}
+	shells := map[string][]string{}
+	for n, node := range d.story.Nodes {
 		argv, err := node.Argv("bash", "--login")
 		if err != nil {
 			return err
 		}
-		commands[fmt.Sprint(n)] = argv
+		shells[fmt.Sprint(n)] = argv
 	}
-	release, err := lab.Publish(commands)
-	if err != nil {
+	if err := d.place.Announce(shells); err != nil {
 		return err
 	}
-	defer release()
 	fmt.Fprintf(d.out, "The machines run until you press Ctrl-C here. In another terminal: make shell NODE=1\n"+
 		"Then for example: xivo-firstboot status; journalctl -u xivo-mesh; rabbitmqctl federation_status\n\n")
 	<-ctx.Done()
 	return nil
 }
 
-func (d *demo) end(ctx context.Context, before lab.Footprint) error {
-	for _, c := range d.clients {
-		c.Close()
-	}
-	if d.mesh != nil {
-		if err := d.mesh.Close(); err != nil {
+// end stops the machines, and looks for what they left.
+func (d *demo) end(ctx context.Context) error {
+	d.story.Close()
+	if d.story.Mesh != nil {
+		if err := d.story.Mesh.Close(); err != nil {
 			return err
 		}
 	}
-	left, err := before.Leftovers(ctx)
+	left, err := d.run.Leftovers(ctx)
 	if err == nil && len(left) > 0 {
-		err = fmt.Errorf("this was not here before:\n  %s", strings.Join(left, "\n  "))
+		err = fmt.Errorf("this run left behind:\n  %s", strings.Join(left, "\n  "))
 	}
 	return err
 }

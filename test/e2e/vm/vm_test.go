@@ -26,12 +26,9 @@ import (
 
 var virtual = flag.Bool("virtual", false, "run virtual machines, some 15 minutes where they are emulated")
 
-// How long things may take in machines that are emulated, three at once on two
-// cores that others use too.
-const (
-	joinDeadline  = 20 * time.Minute
-	proofDeadline = 5 * time.Minute
-)
+// hang is how long anything may take in machines that may be emulated, three at
+// once on two cores that others use too.
+const hang = 4 * lab.Hang
 
 // TestVirtualMachines goes through the life of one mesh; each step builds on the
 // ones before, so the first that fails ends it.
@@ -224,7 +221,7 @@ func (l *life) bootTwo(t *testing.T) {
 
 // settle waits until a node that boots is joined, and gives it a user.
 func (l *life) settle(t *testing.T, n int) {
-	ctx := deadline(t, joinDeadline)
+	ctx := deadline(t, hang)
 	node := l.nodes[n]
 	if _, err := node.WaitJoined(ctx, 1, time.Time{}); err != nil {
 		t.Fatal(err)
@@ -252,8 +249,8 @@ func (l *life) search(t *testing.T) { l.find(t, 1, 2) }
 // find lets people of two nodes search for each other.
 func (l *life) find(t *testing.T, a, b int) {
 	err := errors.Join(
-		l.nodes[a].Finds(deadline(t, proofDeadline), l.users[b], l.uuids[b]),
-		l.nodes[b].Finds(deadline(t, proofDeadline), l.users[a], l.uuids[a]),
+		l.nodes[a].Finds(deadline(t, hang), l.users[b], l.uuids[b]),
+		l.nodes[b].Finds(deadline(t, hang), l.users[a], l.uuids[a]),
 	)
 	if err != nil {
 		t.Error(err)
@@ -274,7 +271,7 @@ func (l *life) statuses(t *testing.T) {
 		err := errors.Join(
 			clients[to].Watch(uuid, user),
 			clients[from].SetStatus(user, status),
-			clients[to].Sees(deadline(t, proofDeadline), uuid, user, status))
+			clients[to].Sees(deadline(t, hang), uuid, user, status))
 		if err != nil {
 			t.Error(err)
 		}
@@ -287,7 +284,7 @@ func (l *life) cloneAndMove(t *testing.T) {
 	const original, copied = 2, 3
 	node := l.nodes[original]
 	l.hardware = l.dmi(t, original)
-	if err := node.Poweroff(deadline(t, proofDeadline)); err != nil {
+	if err := node.Poweroff(deadline(t, hang)); err != nil {
 		t.Fatal(err)
 	}
 	var err error
@@ -318,7 +315,7 @@ func (l *life) searchCopy(t *testing.T) { l.find(t, 1, 3) }
 
 func (l *life) movedIsHeld(t *testing.T) {
 	node := l.nodes[2]
-	if err := node.WaitRunning(deadline(t, joinDeadline)); err != nil {
+	if err := node.WaitRunning(deadline(t, hang)); err != nil {
 		t.Fatal(err)
 	}
 	now := l.dmi(t, 2)
@@ -350,10 +347,10 @@ func (l *life) movedIsHeld(t *testing.T) {
 
 func (l *life) sayItIsTheSame(t *testing.T) {
 	node, said := l.nodes[2], time.Now()
-	if out, err := node.Run(deadline(t, proofDeadline), "xivo-firstboot", "become", "--same"); err != nil {
+	if out, err := node.Run(deadline(t, hang), "xivo-firstboot", "become", "--same"); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	if _, err := node.WaitJoined(deadline(t, joinDeadline), 2, said); err != nil {
+	if _, err := node.WaitJoined(deadline(t, hang), 2, said); err != nil {
 		t.Fatal(err)
 	}
 	if got, err := node.UUID(t.Context()); err != nil || got != l.uuids[2] {

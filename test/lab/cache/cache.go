@@ -85,6 +85,16 @@ func Make(kind string, key Key, build func(dir string) error) (string, error) {
 	return dir, os.Rename(part, dir)
 }
 
+// Has says whether there is any result of a kind, perhaps an older one.
+func Has(kind string) bool {
+	top, err := Dir()
+	if err != nil {
+		return false
+	}
+	results, err := filepath.Glob(filepath.Join(top, kind, "[^.]*"))
+	return err == nil && len(results) > 0
+}
+
 // Drop removes what is kept under a key, so that Make builds it again.
 func Drop(kind string, key Key) error {
 	top, err := Dir()

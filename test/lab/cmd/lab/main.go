@@ -32,6 +32,16 @@ const usage = `usage: lab test       make lint, all tests, some fuzzing, and not
        lab shell N    a shell in machine N of a demo that is kept running
 `
 
+// errUsage is for arguments that are not understood.
+var errUsage = errors.New(strings.TrimSpace(usage))
+
+// How long a package's tests may take before they count as hanging: many times
+// what they take on two idle cores.
+const (
+	testTimeout = "30m"
+	labTimeout  = "3h"
+)
+
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
@@ -47,7 +57,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		return lab.Shell(args[1])
 	}
 	if len(args) != 1 {
-		return errors.New(usage)
+		return errUsage
 	}
 	// Whoever started us and is killed takes us along, and we all that we run.
 	// Not for a shell: it becomes the process that was asked for.
@@ -76,7 +86,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		fmt.Fprintln(stdout, image.QCOW2)
 		return nil
 	}
-	return errors.New(usage)
+	return errUsage
 }
 
 // test runs everything that there is. The packages of the lab's own tests and of
@@ -84,11 +94,11 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 // measure, and they fill two cores by themselves.
 func test(ctx context.Context, maker *recipe.Maker, stdout io.Writer) error {
 	start := time.Now()
-	goTool, err := prepare(ctx, maker, stdout)
+	run, err := lab.BeginRun(ctx)
 	if err != nil {
 		return err
 	}
-	before, err := lab.TakeFootprint(ctx)
+	goTool, err := prepare(ctx, maker, stdout)
 	if err != nil {
 		return err
 	}
@@ -109,15 +119,11 @@ func test(ctx context.Context, maker *recipe.Maker, stdout io.Writer) error {
 
 	// One failure does not hide another.
 	err = errors.Join(
-		goTool(append([]string{"test", "-timeout=10m"}, others...)...),
+		goTool(append([]string{"test", "-timeout=" + testTimeout}, others...)...),
 		fuzz(maker.Repo, goTool),
-		goTool(append([]string{"test", "-timeout=30m", "-count=1", "-p=1", "-parallel=2", "-v"}, alone...)...),
+		goTool(append([]string{"test", "-timeout=" + labTimeout, "-count=1", "-p=1", "-parallel=2", "-v"}, alone...)...),
 	)
-	left, leftErr := before.Leftovers(context.WithoutCancel(ctx))
-	if len(left) > 0 {
-		leftErr = fmt.Errorf("the tests left behind what was not here before:\n  %s", strings.Join(left, "\n  "))
-	}
-	if err = errors.Join(err, leftErr); err != nil {
+	if err = errors.Join(err, clean(ctx, run)); err != nil {
 		return err
 	}
 	fmt.Fprintf(stdout, "all tests passed and left nothing behind (%s)\n", time.Since(start).Round(time.Second))
@@ -150,7 +156,7 @@ func crash(ctx context.Context, maker *recipe.Maker, stdout io.Writer) error {
 	if err != nil {
 		return err
 	}
-	return goTool("test", "-timeout=30m", "-count=1", "-v", "-run=^TestCrash$", "./test/e2e", "-kills=200")
+	return goTool("test", "-timeout="+labTimeout, "-count=1", "-v", "-run=^TestCrash$", "./test/e2e", "-kills=200")
 }
 
 // vm runs the test in virtual machines, which takes its time where they are
@@ -159,20 +165,25 @@ func vm(ctx context.Context, maker *recipe.Maker, stdout io.Writer) error {
 	if err := maker.VMHost(ctx); err != nil {
 		return err
 	}
+	run, err := lab.BeginRun(ctx)
+	if err != nil {
+		return err
+	}
 	goTool, err := prepare(ctx, maker, stdout)
 	if err != nil {
 		return err
 	}
-	before, err := lab.TakeFootprint(ctx)
-	if err != nil {
-		return err
-	}
-	err = goTool("test", "-timeout=60m", "-count=1", "-v", "./test/e2e/vm", "-virtual")
-	left, leftErr := before.Leftovers(context.WithoutCancel(ctx))
+	err = goTool("test", "-timeout="+labTimeout, "-count=1", "-v", "./test/e2e/vm", "-virtual")
+	return errors.Join(err, clean(ctx, run))
+}
+
+// clean fails when the run left anything on this machine, also after Ctrl-C.
+func clean(ctx context.Context, run *lab.Run) error {
+	left, err := run.Leftovers(context.WithoutCancel(ctx))
 	if len(left) > 0 {
-		leftErr = fmt.Errorf("the test left behind what was not here before:\n  %s", strings.Join(left, "\n  "))
+		err = fmt.Errorf("the tests left behind:\n  %s", strings.Join(left, "\n  "))
 	}
-	return errors.Join(err, leftErr)
+	return err
 }
 
 // prepare makes what tests on machines and on real servers need, and returns

@@ -46,6 +46,25 @@ Each takes -h.
 
 var errUsage = errors.New("wrong usage")
 
+// invocation is one run of the command, of which a stand-in takes what it needs.
+type invocation struct {
+	env            func(string) string
+	stdout, stderr io.Writer
+	log            *slog.Logger
+	flags          *flag.FlagSet
+	ready          func([]net.Addr)
+}
+
+// commands are those that have flags, by their names. Each declares them, and
+// returns what runs once they are parsed.
+var commands = map[string]func(*invocation) func(context.Context) error{
+	"confd":  confd,
+	"dird":   dird,
+	"ctid":   ctid,
+	"client": client,
+	"units":  units,
+}
+
 // run is the whole command. The exit code is 2 for wrong usage, 1 for a
 // failure, and that of xivo-service for service.
 func run(ctx context.Context, args []string, env func(string) string, stdout, stderr io.Writer) int {
@@ -53,77 +72,24 @@ func run(ctx context.Context, args []string, env func(string) string, stdout, st
 		fmt.Fprint(stdout, usage)
 		return 0
 	}
-	log := slog.New(slog.NewTextHandler(stderr, nil)).With("standin", args[0])
-	flags := flag.NewFlagSet("xivo-standin "+args[0], flag.ContinueOnError)
-	flags.SetOutput(stderr)
-	ready := func(addresses []net.Addr) {
-		log.Info("xivo-"+args[0]+" stand-in is up", "addresses", addresses)
-		if err := standin.NotifyReady(); err != nil {
-			log.Error(err.Error())
-		}
+	name := args[0]
+	if name == "service" {
+		return service(ctx, args[1:], stdout, stderr)
 	}
-
-	var do func() error
-	switch args[0] {
-	case "confd":
-		c := &standin.Confd{Log: log}
-		databaseFlag(flags, &c.Database)
-		certificateFlags(flags, &c.Certificate, &c.Key)
-		flags.StringVar(&c.HTTPS, "https", "0.0.0.0:9486", "`address` of HTTPS")
-		flags.StringVar(&c.HTTP, "http", "127.0.0.1:9487", "`address` of HTTP")
-		release := releaseFlag(flags)
-		do = func() (err error) {
-			if c.Release, err = release(); err != nil {
-				return err
-			}
-			return c.Run(ctx, ready)
-		}
-	case "dird":
-		d := &standin.Dird{Log: log}
-		databaseFlag(flags, &d.Confgen.Database)
-		certificateFlags(flags, &d.Certificate, &d.Key)
-		flags.StringVar(&d.HTTPS, "https", "0.0.0.0:9489", "`address` of HTTPS")
-		flags.StringVar(&d.Confgen.Cache, "cache", standin.DefaultConfgend, "`folder` of xivo-confgend's cache")
-		d.Confgen.Log = log
-		do = func() error { return d.Run(ctx, ready) }
-	case "ctid":
-		c := &standin.Ctid{UUID: env("XIVO_UUID"), Stderr: stderr, Log: log}
-		databaseFlag(flags, &c.Database)
-		flags.StringVar(&c.Config, "config", standin.DefaultCtidConfig, "main configuration `file`; conf.d is beside it")
-		flags.StringVar(&c.CTI, "cti", "0.0.0.0:5003", "`address` of the clients' port")
-		release := releaseFlag(flags)
-		do = func() (err error) {
-			if c.Release, err = release(); err != nil {
-				return err
-			}
-			return c.Run(ctx, ready)
-		}
-	case "client":
-		c := standin.Client{}
-		flags.StringVar(&c.Address, "address", "localhost:5003", "`address` of the xivo-ctid stand-in")
-		do = func() error { return client(ctx, c, flags.Args(), stdout) }
-	case "units":
-		do = func() error { return writeUnits(flags.Args()) }
-	case "service":
-		release, err := standin.ReadRelease(standin.VersionFile)
-		if err != nil {
-			fmt.Fprintln(stderr, "xivo-standin:", err)
-			return 1
-		}
-		s := &standin.Service{Release: release, Marker: standin.DisabledMarker, Default: "/etc/default/xivo", Stdout: stdout}
-		action := append(args[1:], "", "")
-		return s.Run(ctx, action[0], action[1])
-	default:
-		fmt.Fprintf(stderr, "xivo-standin: unknown command %q\n%s", args[0], usage)
+	command, known := commands[name]
+	if !known {
+		fmt.Fprintf(stderr, "xivo-standin: unknown command %q\n%s", name, usage)
 		return 2
 	}
 
-	if err := flags.Parse(args[1:]); errors.Is(err, flag.ErrHelp) {
+	i := newInvocation(name, env, stdout, stderr)
+	do := command(i)
+	if err := i.flags.Parse(args[1:]); errors.Is(err, flag.ErrHelp) {
 		return 0
 	} else if err != nil {
 		return 2
 	}
-	switch err := do(); {
+	switch err := do(ctx); {
 	case errors.Is(err, errUsage):
 		fmt.Fprint(stderr, usage)
 		return 2
@@ -132,6 +98,82 @@ func run(ctx context.Context, args []string, env func(string) string, stdout, st
 		return 1
 	}
 	return 0
+}
+
+func newInvocation(name string, env func(string) string, stdout, stderr io.Writer) *invocation {
+	log := slog.New(slog.NewTextHandler(stderr, nil)).With("standin", name)
+	flags := flag.NewFlagSet("xivo-standin "+name, flag.ContinueOnError)
+	flags.SetOutput(stderr)
+	return &invocation{
+		env: env, stdout: stdout, stderr: stderr, log: log, flags: flags,
+		ready: func(addresses []net.Addr) {
+			log.Info("xivo-"+name+" stand-in is up", "addresses", addresses)
+			if err := standin.NotifyReady(); err != nil {
+				log.Error(err.Error())
+			}
+		},
+	}
+}
+
+func confd(i *invocation) func(context.Context) error {
+	c := &standin.Confd{Log: i.log}
+	databaseFlag(i.flags, &c.Database)
+	certificateFlags(i.flags, &c.Certificate, &c.Key)
+	i.flags.StringVar(&c.HTTPS, "https", "0.0.0.0:9486", "`address` of HTTPS")
+	i.flags.StringVar(&c.HTTP, "http", "127.0.0.1:9487", "`address` of HTTP")
+	release := releaseFlag(i.flags)
+	return func(ctx context.Context) (err error) {
+		if c.Release, err = release(); err != nil {
+			return err
+		}
+		return c.Run(ctx, i.ready)
+	}
+}
+
+func dird(i *invocation) func(context.Context) error {
+	d := &standin.Dird{Log: i.log}
+	databaseFlag(i.flags, &d.Confgen.Database)
+	certificateFlags(i.flags, &d.Certificate, &d.Key)
+	i.flags.StringVar(&d.HTTPS, "https", "0.0.0.0:9489", "`address` of HTTPS")
+	i.flags.StringVar(&d.Confgen.Cache, "cache", standin.DefaultConfgend, "`folder` of xivo-confgend's cache")
+	d.Confgen.Log = i.log
+	return func(ctx context.Context) error { return d.Run(ctx, i.ready) }
+}
+
+func ctid(i *invocation) func(context.Context) error {
+	c := &standin.Ctid{UUID: i.env("XIVO_UUID"), Stderr: i.stderr, Log: i.log}
+	databaseFlag(i.flags, &c.Database)
+	i.flags.StringVar(&c.Config, "config", standin.DefaultCtidConfig, "main configuration `file`; conf.d is beside it")
+	i.flags.StringVar(&c.CTI, "cti", "0.0.0.0:5003", "`address` of the clients' port")
+	release := releaseFlag(i.flags)
+	return func(ctx context.Context) (err error) {
+		if c.Release, err = release(); err != nil {
+			return err
+		}
+		return c.Run(ctx, i.ready)
+	}
+}
+
+func client(i *invocation) func(context.Context) error {
+	c := standin.Client{}
+	i.flags.StringVar(&c.Address, "address", "localhost:5003", "`address` of the xivo-ctid stand-in")
+	return func(ctx context.Context) error { return runClient(ctx, c, i.flags.Args(), i.stdout) }
+}
+
+func units(i *invocation) func(context.Context) error {
+	return func(context.Context) error { return writeUnits(i.flags.Args()) }
+}
+
+// service has no flags: its arguments and its exit code are those of xivo-service.
+func service(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	release, err := standin.ReadRelease(standin.VersionFile)
+	if err != nil {
+		fmt.Fprintln(stderr, "xivo-standin:", err)
+		return 1
+	}
+	s := &standin.Service{Release: release, Marker: standin.DisabledMarker, Default: "/etc/default/xivo", Stdout: stdout}
+	action := append(args, "", "")
+	return s.Run(ctx, action[0], action[1])
 }
 
 // releaseFlag returns what tells the release, once the flags are parsed.
@@ -154,7 +196,7 @@ func certificateFlags(flags *flag.FlagSet, certificate, key *string) {
 	flags.StringVar(key, "key", standin.DefaultKey, "`file` of the server's key")
 }
 
-func client(ctx context.Context, c standin.Client, args []string, stdout io.Writer) error {
+func runClient(ctx context.Context, c standin.Client, args []string, stdout io.Writer) error {
 	if len(args) < 3 {
 		return errUsage
 	}
