@@ -65,7 +65,7 @@ func (s *Servers) DB(ctx context.Context) (*pgx.Conn, error) {
 		return s.db, nil
 	}
 	if s.dbErr == nil {
-		s.db, s.dbErr = s.OpenDB(ctx)
+		s.db, s.dbErr = answered(s.OpenDB(ctx))
 	}
 	return s.db, s.dbErr
 }
@@ -73,7 +73,7 @@ func (s *Servers) DB(ctx context.Context) (*pgx.Conn, error) {
 // Consul returns the client of the local agent, once it has a leader.
 func (s *Servers) Consul(ctx context.Context) (*consul.Client, error) {
 	if s.consul == nil && s.consulErr == nil {
-		s.consul, s.consulErr = s.OpenConsul(ctx)
+		s.consul, s.consulErr = answered(s.OpenConsul(ctx))
 	}
 	return s.consul, s.consulErr
 }
@@ -81,9 +81,18 @@ func (s *Servers) Consul(ctx context.Context) (*consul.Client, error) {
 // Broker returns the client of the local broker, once it answers.
 func (s *Servers) Broker(ctx context.Context) (*rabbitmq.Client, error) {
 	if s.broker == nil && s.brokerErr == nil {
-		s.broker, s.brokerErr = s.OpenBroker(ctx)
+		s.broker, s.brokerErr = answered(s.OpenBroker(ctx))
 	}
 	return s.broker, s.brokerErr
+}
+
+// answered drops the client of a server that did not answer: after AskAgain, it
+// would pass for that of one that did.
+func answered[C any](client *C, err error) (*C, error) {
+	if err != nil {
+		return nil, err
+	}
+	return client, nil
 }
 
 // AskAgain forgets which servers were down.
