@@ -171,7 +171,9 @@ func Converge(ctx context.Context, n *node.Node, m *Memory) (Result, error) {
 
 // run applies the decision, and then listens.
 func (p *Pass) run(ctx context.Context) (engine.Report, error) {
-	if !p.Decision.AskAgain {
+	// As long as Consul does not tell what others left, a refusal of before is not
+	// known.
+	if p.View.WAN.Err == nil && !p.Decision.AskAgain {
 		p.memory.askedAgain = true
 	}
 	report, err := p.runner().Run(ctx, Phase)
