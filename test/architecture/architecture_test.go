@@ -128,7 +128,7 @@ func TestTheFirstBootBinaryHasNoFailpoints(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := bytes.Contains(content, []byte("XIVO_FIRSTBOOT_FAILPOINTS")); got != want {
+		if got := bytes.Contains(content, []byte("ENGINE_FAILPOINTS")); got != want {
 			t.Errorf("with the build tags %q it has failpoints: %v", tags, got)
 		}
 	}

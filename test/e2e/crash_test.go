@@ -304,7 +304,7 @@ func (r *round) phase(name string) {
 	starts := r.plan.starts / len(firstboot.Phases())
 	err := lab.Wait(r.ctx, name+" to end", func(ctx context.Context) (bool, error) {
 		for {
-			argv := []string{"env", "XIVO_FIRSTBOOT_FAILPOINTS=/run/failpoints", "xivo-firstboot", name}
+			argv := []string{"env", "ENGINE_FAILPOINTS=/run/failpoints", "xivo-firstboot", name}
 			alive := time.Duration(r.random.Int64N(int64(time.Second / 2)))
 			if starts > 0 {
 				argv = append([]string{"timeout", "--foreground", "--signal=KILL", fmt.Sprint(alive.Seconds())}, argv...)
@@ -363,7 +363,7 @@ func (r *round) twoCopies() {
 	ends := make(chan error)
 	for range 2 {
 		go func() {
-			_, err := r.m.Run(r.ctx, "env", "XIVO_FIRSTBOOT_FAILPOINTS=/run/failpoints.both", "xivo-firstboot", "become")
+			_, err := r.m.Run(r.ctx, "env", "ENGINE_FAILPOINTS=/run/failpoints.both", "xivo-firstboot", "become")
 			ends <- err
 		}()
 	}
