@@ -55,7 +55,7 @@ func sees(changes ...func(*View)) *View {
 		Joinable:  true,
 	}
 	v.WAN.SilentSince = map[string]time.Time{}
-	v.WAN.Notes = Notes{Departed: mesh.Gone{}, Refusals: map[string]Refusal{}}
+	v.WAN.Notes = Notes{Departed: mesh.Departures{}, Refusals: map[string]Refusal{}}
 	for _, change := range changes {
 		change(v)
 	}
@@ -144,13 +144,13 @@ func TestWhoIsAMemberRefusedSuspendedAndTold(t *testing.T) {
 		{"it left", sees(knows(second, third), departed(second, time.Minute)), outcome{Members: []string{"xivo3"}}},
 		{"it left, and does not know that", sees(knows(second), answers(second), departed(second, time.Minute)), outcome{TellDeparted: []string{"xivo2 to xivo2-0123abcd"}}},
 		{"it left, and knows it", sees(knows(second), departed(second, time.Minute), func(v *View) {
-			lives(v, second, Answer{Members: []mesh.Member{second}, Departed: mesh.Gone{second.UUID: second.Registered.Add(time.Minute)}})
+			lives(v, second, Answer{Members: []mesh.Member{second}, Departed: mesh.Departures{second.UUID: second.Registered.Add(time.Minute)}})
 		}), outcome{}},
 		{"it left as another one tells", sees(knows(second, third), func(v *View) {
-			lives(v, third, Answer{Members: []mesh.Member{third}, Departed: mesh.Gone{second.UUID: second.Registered.Add(time.Minute)}})
+			lives(v, third, Answer{Members: []mesh.Member{third}, Departed: mesh.Departures{second.UUID: second.Registered.Add(time.Minute)}})
 		}), outcome{Members: []string{"xivo3"}, TellDeparted: []string{"xivo2 to this node"}}},
 		{"it left as another one tells, who heard of it earlier than we", sees(knows(third), departed(second, time.Hour), func(v *View) {
-			lives(v, third, Answer{Members: []mesh.Member{third}, Departed: mesh.Gone{second.UUID: second.Registered.Add(time.Minute)}})
+			lives(v, third, Answer{Members: []mesh.Member{third}, Departed: mesh.Departures{second.UUID: second.Registered.Add(time.Minute)}})
 		}), outcome{Members: []string{"xivo3"}}},
 		{"it left, and came back", sees(knows(third), answers(third, back), departed(second, time.Minute)), outcome{Members: []string{"xivo2", "xivo3"}}},
 
@@ -447,7 +447,7 @@ func TestDecidingIsPure(t *testing.T) {
 		return sees(peers("10.0.0.3", "10.0.0.2"), knows(third, with(second, func(m *mesh.Member) { m.Seen = atNow.Add(-time.Hour) })), silent(second, time.Hour),
 			departed(fourth, time.Minute), func(v *View) {
 				v.Settings, v.Document.Firewall.Allow = []string{"set"}, []string{"192.0.2.2", "192.0.2.1"}
-				lives(v, third, Answer{Members: []mesh.Member{fourth, third}, Departed: mesh.Gone{fourth.UUID: fourth.Registered.Add(time.Hour)}})
+				lives(v, third, Answer{Members: []mesh.Member{fourth, third}, Departed: mesh.Departures{fourth.UUID: fourth.Registered.Add(time.Hour)}})
 			})
 	}
 	v, m := view(), Memory{newcomer: true}

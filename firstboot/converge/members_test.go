@@ -45,7 +45,7 @@ func TestNotesOfGoodbyesAreReadStrictly(t *testing.T) {
 		"refused/somebody":            "{}",
 		uuid.New().String():           at.Format(time.RFC3339Nano),
 	}, "gone/")
-	if d := cmp.Diff(mesh.Gone{id: at}, got); d != "" {
+	if d := cmp.Diff(mesh.Departures{id: at}, got); d != "" {
 		t.Error(d)
 	}
 }

@@ -301,7 +301,7 @@ func (r *round) asPlanned(phase string) {
 // withFailpoints is the command line that runs a phase and kills it where the
 // file says.
 func withFailpoints(file, phase string) []string {
-	return []string{"env", "ENGINE_FAILPOINTS=" + file, "XIVO_FIRSTBOOT_FAILPOINTS=" + file, "xivo-firstboot", phase}
+	return []string{"env", "ENGINE_FAILPOINTS=" + file, "xivo-firstboot", phase}
 }
 
 // phase starts a phase again and again until it comes to its end.
