@@ -20,11 +20,11 @@ import (
 // The nodes of these tests: the first is this one. Each registered an hour after
 // the one before.
 var (
-	atNow  = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
-	self   = numbered(1)
-	second = numbered(2)
-	third  = numbered(3)
-	fourth = numbered(4)
+	lookTime = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	self     = numbered(1)
+	second   = numbered(2)
+	third    = numbered(3)
+	fourth   = numbered(4)
 )
 
 func numbered(i int) mesh.Member {
@@ -36,7 +36,7 @@ func numbered(i int) mesh.Member {
 		Version: "16.03",
 
 		Registered: time.Date(2026, 1, 1, i, 0, 0, 0, time.UTC),
-		Seen:       atNow.Add(-time.Minute),
+		Seen:       lookTime.Add(-time.Minute),
 	}
 }
 
@@ -48,8 +48,8 @@ func with(m mesh.Member, change func(*mesh.Member)) mesh.Member {
 // sees is a view of a node of a mesh without surprises, as changed.
 func sees(changes ...func(*View)) *View {
 	v := &View{
-		At:        atNow,
-		FirstPass: atNow.Add(-time.Hour),
+		At:        lookTime,
+		FirstPass: lookTime.Add(-time.Hour),
 		Self:      self,
 		Document:  &cloudinit.Config{Topology: cloudinit.TopologyMesh},
 		Joinable:  true,
@@ -112,7 +112,7 @@ func TestWhoIsAMemberRefusedSuspendedAndTold(t *testing.T) {
 	}
 	newer := with(third, func(m *mesh.Member) { m.Version = "16.04" })
 	copied := with(third, func(m *mesh.Member) { m.UUID = second.UUID })
-	away := with(second, func(m *mesh.Member) { m.Seen = atNow.Add(-11 * time.Minute) })
+	away := with(second, func(m *mesh.Member) { m.Seen = lookTime.Add(-11 * time.Minute) })
 	suspendedBefore := with(away, func(m *mesh.Member) { m.Suspended = true })
 	back := with(second, func(m *mesh.Member) { m.Registered = m.Registered.Add(48 * time.Hour) })
 	for _, c := range []struct {
@@ -214,7 +214,7 @@ func TestANewMemberWasSeenNowAndASilentOneWhenItWas(t *testing.T) {
 	for _, m := range d.Members {
 		seen[m.Host] = m.Seen
 	}
-	if want := (map[string]time.Time{"xivo2": second.Seen, "xivo3": atNow}); !cmp.Equal(want, seen) {
+	if want := (map[string]time.Time{"xivo2": second.Seen, "xivo3": lookTime}); !cmp.Equal(want, seen) {
 		t.Error(cmp.Diff(want, seen))
 	}
 }
@@ -444,7 +444,7 @@ func TestWhatAPersonIsTold(t *testing.T) {
 // Deciding changes neither the view nor what the process remembers.
 func TestDecidingIsPure(t *testing.T) {
 	view := func() *View {
-		return sees(peers("10.0.0.3", "10.0.0.2"), knows(third, with(second, func(m *mesh.Member) { m.Seen = atNow.Add(-time.Hour) })), silent(second, time.Hour),
+		return sees(peers("10.0.0.3", "10.0.0.2"), knows(third, with(second, func(m *mesh.Member) { m.Seen = lookTime.Add(-time.Hour) })), silent(second, time.Hour),
 			departed(fourth, time.Minute), func(v *View) {
 				v.Settings, v.Document.Firewall.Allow = []string{"set"}, []string{"192.0.2.2", "192.0.2.1"}
 				lives(v, third, Answer{Members: []mesh.Member{fourth, third}, Departed: mesh.Departures{fourth.UUID: fourth.Registered.Add(time.Hour)}})
