@@ -31,81 +31,128 @@ const takeIn = 15 * time.Second
 // that fails ends it.
 func TestMesh(t *testing.T) {
 	needsLab(t) // and measures, alone
-	s := scenario.NewStory(func(ctx context.Context) (*scenario.Mesh, error) { return newMesh(t), nil })
-	t.Cleanup(s.Close)
-	nodes, uuids, users, clients := s.Nodes, s.UUIDs, s.Users, s.Clients
-	part := func(name string, f func(*testing.T)) {
-		if !t.Run(name, f) {
-			t.FailNow()
-		}
-	}
+	m := life{scenario.NewStory(func(context.Context) (*scenario.Mesh, error) { return newMesh(t), nil })}
+	t.Cleanup(m.Close)
+	inOrder(t, append(m.story(), []part{
+		{"every node is somebody of its own, in every place", m.ownIdentities},
+		{"what users had stored is there, and nobody is logged in by a session of the original", m.storedIsThere},
+		{"owners and modes are what XiVO's packages made them", m.owners},
+		{"a search on every node finds the users of every other", m.people},
+		{"statuses go from every node to every other, live", func(t *testing.T) { m.statuses(t, "away") }},
+		{"nobody who was logged in was dropped", m.nobodyDropped},
+		{"another converge changes nothing and restarts nothing", m.convergeAgain},
+		{"a reboot keeps the identity, and the node rejoins", m.reboot},
+		{"the clone of a node that had joined becomes another, and both live", m.cloneOfANode},
+		{"the secret shows nowhere", m.secretNowhere},
+	}...))
+}
 
+// life is that of the mesh of TestMesh.
+type life struct{ *scenario.Story }
+
+// story are the demo's steps, and what is looked at besides after some of them.
+func (m life) story() []part {
 	var early string // the UUID of node 3, as soon as it has one
 	closer := map[string]func(*testing.T){
 		scenario.People: func(t *testing.T) {
 			for _, n := range []int{1, 2} {
-				if err := nodes[n].WaitRunning(deadline(t, lab.Hang)); err != nil {
+				if err := m.Nodes[n].WaitRunning(deadline(t, lab.Hang)); err != nil {
 					t.Fatal(err)
 				}
 			}
-			if err := s.Connect(t.Context(), 2); err != nil {
+			if err := m.Connect(t.Context(), 2); err != nil {
 				t.Fatal(err)
 			}
 		},
 		scenario.ThirdBoots: func(t *testing.T) {
 			// Somebody asks for the newcomer's first user too early: xivo-ctid finds
 			// nobody, and remembers that.
-			early = newUUID(t, nodes[3])
-			if err := clients[1].Watch(early, 1); err != nil {
+			early = newUUID(t, m.Nodes[3])
+			if err := m.Clients[1].Watch(early, 1); err != nil {
 				t.Fatal(err)
 			}
 		},
 		scenario.ThirdJoined: func(t *testing.T) {
 			for _, n := range []int{1, 2} {
-				if took := s.TakenIn[n]; took > takeIn {
+				if took := m.TakenIn[n]; took > takeIn {
 					t.Errorf("node %d took node 3 in after %s, want %s at most", n, took, takeIn)
 				}
 			}
-			if err := nodes[3].WaitRunning(deadline(t, lab.Hang)); err != nil {
+			if err := m.Nodes[3].WaitRunning(deadline(t, lab.Hang)); err != nil {
 				t.Fatal(err)
 			}
 			// That user's status never changes, so it has to be fetched.
-			if err := clients[1].Learns(deadline(t, lab.Hang), early, 1); err != nil {
+			if err := m.Clients[1].Learns(deadline(t, lab.Hang), early, 1); err != nil {
 				t.Error(err)
 			}
 		},
 	}
-	for _, step := range s.Steps() {
-		part(step.Name, func(t *testing.T) {
+	var parts []part
+	for _, step := range m.Steps() {
+		parts = append(parts, part{step.Name, func(t *testing.T) {
 			if err := step.Do(t.Context()); err != nil {
 				t.Fatal(err)
 			}
 			if look := closer[step.Name]; look != nil {
 				look(t)
 			}
-		})
+		}})
 	}
+	return parts
+}
 
-	part("every node is somebody of its own, in every place", func(t *testing.T) {
-		seen := map[string]int{}
-		for n, node := range nodes {
-			for place, identity := range identities(t, node, recipe.Version, uuids[n]) {
-				if other, taken := seen[place+identity]; taken {
-					t.Errorf("nodes %d and %d have one %s: %s", other, n, place, identity)
-				}
-				seen[place+identity] = n
+func (m life) everyPair(f func(from, to int)) {
+	for from := range m.Nodes {
+		for to := range m.Nodes {
+			if from != to {
+				f(from, to)
 			}
 		}
-	})
+	}
+}
 
-	part("what users had stored is there, and nobody is logged in by a session of the original", func(t *testing.T) {
-		for _, node := range nodes {
-			storedIsThere(t, node)
+// people checks that a search on every node finds the users of every other.
+func (m life) people(t *testing.T) {
+	m.everyPair(func(of, on int) {
+		if err := m.Finds(t.Context(), on, of); err != nil {
+			t.Error(err)
 		}
 	})
+}
 
-	part("owners and modes are what XiVO's packages made them", func(t *testing.T) {
-		want := `600 consul:consul /etc/consul/xivo/config.json
+// statuses checks that a status goes from every node to every other.
+func (m life) statuses(t *testing.T, status string) {
+	m.everyPair(func(from, to int) {
+		err := errors.Join(
+			m.Clients[to].Watch(m.UUIDs[from], m.Users[from].ID),
+			m.Clients[from].SetStatus(m.Users[from].ID, fmt.Sprint(status, from, to)),
+			m.Clients[to].Sees(deadline(t, lab.Hang), m.UUIDs[from], m.Users[from].ID, fmt.Sprint(status, from, to)))
+		if err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func (m life) ownIdentities(t *testing.T) {
+	seen := map[string]int{}
+	for n, node := range m.Nodes {
+		for place, identity := range identities(t, node, recipe.Version, m.UUIDs[n]) {
+			if other, taken := seen[place+identity]; taken {
+				t.Errorf("nodes %d and %d have one %s: %s", other, n, place, identity)
+			}
+			seen[place+identity] = n
+		}
+	}
+}
+
+func (m life) storedIsThere(t *testing.T) {
+	for _, node := range m.Nodes {
+		storedIsThere(t, node)
+	}
+}
+
+func (m life) owners(t *testing.T) {
+	want := `600 consul:consul /etc/consul/xivo/config.json
 600 consul:consul /etc/consul/xivo/interconnection.json
 600 consul:consul /var/lib/consul/master_token
 640 consul:www-data /var/lib/consul/default_xivo_consul_token.yml
@@ -113,161 +160,145 @@ func TestMesh(t *testing.T) {
 644 root:www-data /usr/share/xivo-certs/server.crt
 400 rabbitmq:rabbitmq /var/lib/rabbitmq/.erlang.cookie
 `
-		for n, node := range nodes {
-			args := []string{"stat", "--format=%a %U:%G %n"}
-			for line := range strings.Lines(want) {
-				args = append(args, strings.Fields(line)[2])
-			}
-			got, err := node.Run(t.Context(), args...)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if diff := cmp.Diff(want, got); diff != "" {
-				t.Errorf("node %d (-want +got):\n%s", n, diff)
-			}
+	for n, node := range m.Nodes {
+		args := []string{"stat", "--format=%a %U:%G %n"}
+		for line := range strings.Lines(want) {
+			args = append(args, strings.Fields(line)[2])
 		}
-	})
-
-	everyPair := func(f func(from, to int)) {
-		for from := range nodes {
-			for to := range nodes {
-				if from != to {
-					f(from, to)
-				}
-			}
+		got, err := node.Run(t.Context(), args...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("node %d (-want +got):\n%s", n, diff)
 		}
 	}
-	people := func(t *testing.T) {
-		everyPair(func(of, on int) {
-			if err := nodes[on].Finds(deadline(t, lab.Hang), users[of], uuids[of]); err != nil {
-				t.Error(err)
-			}
-		})
+}
+
+func (m life) nobodyDropped(t *testing.T) {
+	for _, c := range m.Clients {
+		if err := c.Connected(); err != nil {
+			t.Error(err)
+		}
 	}
-	statuses := func(t *testing.T, status string) {
-		everyPair(func(from, to int) {
-			err := errors.Join(
-				clients[to].Watch(uuids[from], users[from].ID),
-				clients[from].SetStatus(users[from].ID, fmt.Sprint(status, from, to)),
-				clients[to].Sees(deadline(t, lab.Hang), uuids[from], users[from].ID, fmt.Sprint(status, from, to)))
-			if err != nil {
-				t.Error(err)
-			}
-		})
+}
+
+func (m life) convergeAgain(t *testing.T) {
+	for n, node := range m.Nodes {
+		before := picture(t, node)
+		if out, err := node.Run(t.Context(), "xivo-firstboot", "converge"); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		if diff := cmp.Diff(before, picture(t, node)); diff != "" {
+			t.Errorf("node %d (-before +after):\n%s", n, diff)
+		}
+	}
+}
+
+func (m life) reboot(t *testing.T) {
+	m.Clients[2].Close()
+	if err := m.Nodes[2].Poweroff(deadline(t, lab.Hang)); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Nodes[2].PowerOn(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Nodes[2].WaitRunning(deadline(t, lab.Hang)); err != nil {
+		t.Fatal(err)
+	}
+	for n := range m.Nodes {
+		if _, err := m.Nodes[n].WaitJoined(deadline(t, lab.Hang), 2, m.Nodes[2].Booted); err != nil {
+			t.Fatal(err)
+		}
+	}
+	uuid, err := m.Nodes[2].UUID(t.Context())
+	if err != nil || uuid != m.UUIDs[2] {
+		t.Fatalf("its UUID is %s (%v), it was %s", uuid, err, m.UUIDs[2])
+	}
+	identities(t, m.Nodes[2], recipe.Version, uuid)
+	if m.Clients[2], err = m.Nodes[2].Connect(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	m.people(t)
+	m.statuses(t, "back")
+}
+
+func (m life) cloneOfANode(t *testing.T) {
+	m.Clients[3].Close()
+	if err := m.Nodes[3].Poweroff(deadline(t, lab.Hang)); err != nil {
+		t.Fatal(err)
+	}
+	var err error
+	if m.Nodes[4], err = m.Mesh.BootCopy(t.Context(), 4, m.Nodes[3]); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Nodes[4].WaitRunning(deadline(t, lab.Hang)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.Nodes[4].WaitJoined(deadline(t, lab.Hang), 2, m.Nodes[4].Booted); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Nodes[3].PowerOn(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for n := range m.Nodes {
+		if _, err := m.Nodes[n].WaitJoined(deadline(t, lab.Hang), 3, m.Nodes[3].Booted); err != nil {
+			t.Fatal(err)
+		}
+		if err := m.Nodes[n].WaitRunning(deadline(t, lab.Hang)); err != nil {
+			t.Fatal(err)
+		}
 	}
 
-	part("a search on every node finds the users of every other", people)
-	part("statuses go from every node to every other, live", func(t *testing.T) { statuses(t, "away") })
+	if m.UUIDs[4], err = m.Nodes[4].UUID(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	original, copied := identities(t, m.Nodes[3], recipe.Version, m.UUIDs[3]), identities(t, m.Nodes[4], recipe.Version, m.UUIDs[4])
+	// Debian's own, which only a seal takes out: to change it under a running
+	// journald would hide this boot's journal.
+	delete(original, "machine-id")
+	for place, identity := range original {
+		if copied[place] == identity {
+			t.Errorf("the clone has the original's %s: %s", place, identity)
+		}
+	}
+	for _, n := range []int{3, 4} {
+		if m.Clients[n], err = m.Nodes[n].Connect(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// The user came along in the copy; from here on they are two.
+	m.Users[4] = m.Users[3]
+	m.statuses(t, "away")
+}
 
-	part("nobody who was logged in was dropped", func(t *testing.T) {
-		for _, c := range clients {
-			if err := c.Connected(); err != nil {
-				t.Error(err)
-			}
+func (m life) secretNowhere(t *testing.T) {
+	for n, node := range m.Nodes {
+		out, err := node.Run(t.Context(), "sh", "-c",
+			`journalctl --boot --no-pager; ps axww -o args; find /etc /var /usr/local /run /tmp -xdev -type f -perm /o=r -exec cat {} + 2>/dev/null`)
+		if err != nil && lab.ExitCode(err) != 1 { // a file may go while it is read
+			t.Fatal(err)
 		}
-	})
+		if strings.Contains(out, m.Mesh.Secret) {
+			t.Errorf("node %d shows the secret in its journal, its processes or a file that anybody may read", n)
+		}
+	}
+}
 
-	part("another converge changes nothing and restarts nothing", func(t *testing.T) {
-		for n, node := range nodes {
-			before := picture(t, node)
-			if out, err := node.Run(t.Context(), "xivo-firstboot", "converge"); err != nil {
-				t.Fatalf("%v\n%s", err, out)
-			}
-			if diff := cmp.Diff(before, picture(t, node)); diff != "" {
-				t.Errorf("node %d (-before +after):\n%s", n, diff)
-			}
-		}
-	})
+// part is a piece of a test that builds on the pieces before it.
+type part struct {
+	name string
+	do   func(*testing.T)
+}
 
-	part("a reboot keeps the identity, and the node rejoins", func(t *testing.T) {
-		clients[2].Close()
-		if err := nodes[2].Poweroff(deadline(t, lab.Hang)); err != nil {
-			t.Fatal(err)
+// inOrder goes through the parts of a test, up to the first that fails.
+func inOrder(t *testing.T, parts []part) {
+	t.Helper()
+	for _, p := range parts {
+		if !t.Run(p.name, p.do) {
+			t.FailNow()
 		}
-		if err := nodes[2].PowerOn(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-		if err := nodes[2].WaitRunning(deadline(t, lab.Hang)); err != nil {
-			t.Fatal(err)
-		}
-		for n := range nodes {
-			if _, err := nodes[n].WaitJoined(deadline(t, lab.Hang), 2, nodes[2].Booted); err != nil {
-				t.Fatal(err)
-			}
-		}
-		uuid, err := nodes[2].UUID(t.Context())
-		if err != nil || uuid != uuids[2] {
-			t.Fatalf("its UUID is %s (%v), it was %s", uuid, err, uuids[2])
-		}
-		identities(t, nodes[2], recipe.Version, uuid)
-		if clients[2], err = nodes[2].Connect(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-		people(t)
-		statuses(t, "back")
-	})
-
-	part("the clone of a node that had joined becomes another, and both live", func(t *testing.T) {
-		clients[3].Close()
-		if err := nodes[3].Poweroff(deadline(t, lab.Hang)); err != nil {
-			t.Fatal(err)
-		}
-		var err error
-		if nodes[4], err = s.Mesh.BootCopy(t.Context(), 4, nodes[3]); err != nil {
-			t.Fatal(err)
-		}
-		if err := nodes[4].WaitRunning(deadline(t, lab.Hang)); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := nodes[4].WaitJoined(deadline(t, lab.Hang), 2, nodes[4].Booted); err != nil {
-			t.Fatal(err)
-		}
-		if err := nodes[3].PowerOn(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-		for n := range nodes {
-			if _, err := nodes[n].WaitJoined(deadline(t, lab.Hang), 3, nodes[3].Booted); err != nil {
-				t.Fatal(err)
-			}
-			if err := nodes[n].WaitRunning(deadline(t, lab.Hang)); err != nil {
-				t.Fatal(err)
-			}
-		}
-
-		if uuids[4], err = nodes[4].UUID(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-		original, copied := identities(t, nodes[3], recipe.Version, uuids[3]), identities(t, nodes[4], recipe.Version, uuids[4])
-		// Debian's own, which only a seal takes out: to change it under a running
-		// journald would hide this boot's journal.
-		delete(original, "machine-id")
-		for place, identity := range original {
-			if copied[place] == identity {
-				t.Errorf("the clone has the original's %s: %s", place, identity)
-			}
-		}
-		for _, n := range []int{3, 4} {
-			if clients[n], err = nodes[n].Connect(t.Context()); err != nil {
-				t.Fatal(err)
-			}
-		}
-		// The user came along in the copy; from here on they are two.
-		users[4] = users[3]
-		statuses(t, "away")
-	})
-
-	part("the secret shows nowhere", func(t *testing.T) {
-		for n, node := range nodes {
-			out, err := node.Run(t.Context(), "sh", "-c",
-				`journalctl --boot --no-pager; ps axww -o args; find /etc /var /usr/local /run /tmp -xdev -type f -perm /o=r -exec cat {} + 2>/dev/null`)
-			if err != nil && lab.ExitCode(err) != 1 { // a file may go while it is read
-				t.Fatal(err)
-			}
-			if strings.Contains(out, s.Mesh.Secret) {
-				t.Errorf("node %d shows the secret in its journal, its processes or a file that anybody may read", n)
-			}
-		}
-	})
+	}
 }
 
 // needsLab skips a test on machines where there is none. Such tests mostly wait,

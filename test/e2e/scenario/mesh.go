@@ -102,11 +102,7 @@ type Status struct {
 		UUID     string
 		Hostname string
 	}
-	Peers []struct {
-		UUID     string
-		Host     string
-		Answered bool
-	}
+	Peers   []Peer
 	Refused []struct {
 		Member struct{ UUID, Host string }
 		Reason string
@@ -114,6 +110,13 @@ type Status struct {
 	NotManaged []string `json:"not_managed"`
 	Notices    []string
 	Errors     []string
+}
+
+// Peer is another node of the mesh in a Status.
+type Peer struct {
+	UUID     string
+	Host     string
+	Answered bool
 }
 
 // Answered says whether the peer of that UUID answered a message.
