@@ -2,6 +2,7 @@ package firstboot
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/xivo-mesh/packer-plugin-xivo/cloudinit"
@@ -11,6 +12,10 @@ import (
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/sealing"
 )
 
+// ErrNotDecided is why nothing was begun: what this machine is to become is not
+// said, or no longer.
+var ErrNotDecided = errors.New("nothing is begun")
+
 // begin takes the decision on the identity and writes it to the journal. It
 // says what was decided, and why. Nothing but our own state is changed.
 func begin(ctx context.Context, n *node.Node, confirmed bool) (node.Action, string, error) {
@@ -19,6 +24,9 @@ func begin(ctx context.Context, n *node.Node, confirmed bool) (node.Action, stri
 		return action, why, err
 	}
 	switch action {
+	case node.Hold, node.LeaveAlone:
+		// Another process changed the journal since it was read.
+		return action, why, fmt.Errorf("%w: %s", ErrNotDecided, why)
 	case node.Resume, node.TakeOn, node.Adopt:
 		// What any step cannot even read is told while all is as it was.
 		if _, err := n.Runner().Plan(ctx, become.Phase); err != nil {

@@ -132,6 +132,9 @@ func takeOn(ctx context.Context, n *node.Node, claim Claim) Outcome {
 	}
 	action, why, err := begin(ctx, n, claim == IsCopy)
 	n.Log.Info("become: "+string(action), "why", why)
+	if errors.Is(err, ErrNotDecided) {
+		return waits(err)
+	}
 	if err != nil {
 		return holds(err)
 	}

@@ -325,3 +325,20 @@ func programs(t *testing.T, scripts map[string]string) {
 	}
 	t.Setenv("PATH", bin)
 }
+
+// Another process may have changed what this one read, while it waited for the lock.
+func TestARunThatIsNotToldWhatToBecomeBeginsNothing(t *testing.T) {
+	n := nodetest.Server(t, "16.03", nil)
+	n.Journal, n.Document.Config = nil, nil
+	before := nodetest.Files(t, n.Platform.Root)
+	ran, err := firstboot.Run(t.Context(), n, false)
+	n.Unlock()
+	if !errors.Is(err, firstboot.ErrNotDecided) || ran.Interrupted {
+		t.Errorf("got %v; telephony was interrupted: %t", err, ran.Interrupted)
+	}
+	after := nodetest.Files(t, n.Platform.Root)
+	delete(after, n.Platform.Path(node.LockFile))
+	if diff := cmp.Diff(before, after); diff != "" {
+		t.Errorf("written:\n%s", diff)
+	}
+}

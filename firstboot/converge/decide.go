@@ -62,6 +62,10 @@ type Decision struct {
 	Notices    []string
 }
 
+// staysOut says that this node keeps out of its mesh: it left, or was refused and
+// does not ask again.
+func (d Decision) staysOut() bool { return !d.LeftAt.IsZero() || d.KeepsOut != "" && !d.AskAgain }
+
 // Departure says in a datacenter ("" for ours) that a node left.
 type Departure struct {
 	Datacenter string
@@ -104,7 +108,7 @@ func (v *View) keepsOut() string {
 func decide(v *View, m Memory) Decision {
 	d := Decision{KeepsOut: v.keepsOut(), LeftAt: v.leftAt(), Departed: mesh.Departures{}, Members: v.Known, Newcomer: m.newcomer}
 	d.AskAgain = v.refusal() != "" && !m.askedAgain
-	if d.KeepsOut == "" {
+	if !d.staysOut() {
 		d.Join = v.Peers.Addresses
 	}
 	d.Departed.Add(v.WAN.Notes.Departed)
@@ -191,7 +195,7 @@ func letIn(v *View, d Decision) []string {
 	for _, m := range d.Members {
 		allowed = append(allowed, m.Address)
 	}
-	if d.KeepsOut == "" {
+	if !d.staysOut() {
 		for _, w := range v.WAN.Living {
 			refused := slices.ContainsFunc(d.Refused, func(r mesh.Refusal) bool { return r.Member.Name == w.Datacenter })
 			since, silent := v.WAN.SilentSince[w.Address]

@@ -51,7 +51,7 @@ var checks = []check{
 	{"clock", checkClock},
 	{"host name", checkHostName},
 	{"state", checkState},
-	{"members", checkMembers},
+	{"peers", checkMembers},
 }
 
 func checkVersion(_ context.Context, n *node.Node) (Level, string) {
@@ -190,7 +190,7 @@ func Examine(ctx context.Context, n *node.Node, kept []engine.Step[*node.Node], 
 	defer m.Close()
 	p, err := begin(ctx, n, &m, checkWait)
 	if err != nil {
-		told(Finding{Fail, "members", err.Error()})
+		told(Finding{Fail, "mesh", err.Error()})
 		return
 	}
 	for _, s := range Phase.Steps {

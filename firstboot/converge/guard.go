@@ -17,7 +17,7 @@ const guardWait = 15 * time.Second
 
 // firewallRules are those of a pass.
 func firewallRules(p *Pass) engine.Resource {
-	return rules(p.Node, p.Decision.LetIn, p.Decision.KeepsOut != "")
+	return rules(p.Node, p.Decision.LetIn, p.Decision.staysOut())
 }
 
 // rules let these addresses use the ports that we opened. A node that keeps out is

@@ -174,8 +174,13 @@ func (w *WAN) observe(ctx context.Context, n *node.Node, m *Memory, v *View) err
 		return err
 	}
 	m.notes = w.Notes
-	if w.Living, err = livingOthers(ctx, c, v.Self.Name); err != nil || v.keepsOut() != "" {
+	if w.Living, err = livingOthers(ctx, c, v.Self.Name); err != nil {
 		return err
+	}
+	w.SilentSince = map[string]time.Time{}
+	if v.keepsOut() != "" {
+		m.silentSince = nil // nobody is asked
+		return nil
 	}
 	w.Answers = make([]Answer, len(w.Living))
 	wait := askWait
@@ -192,7 +197,6 @@ func (w *WAN) observe(ctx context.Context, n *node.Node, m *Memory, v *View) err
 	}
 	asked.Wait()
 
-	w.SilentSince = map[string]time.Time{}
 	for i, member := range w.Living {
 		if w.Answers[i].Err == nil {
 			continue

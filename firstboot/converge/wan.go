@@ -41,7 +41,7 @@ func refusalForgotten(p *Pass, c *consul.Client) engine.Resource {
 		if p.memory.askedAgain {
 			return nil, nil
 		}
-		return []string{"the mesh is asked again: this node was " + p.Decision.KeepsOut}, nil
+		return []string{"the mesh is asked again: this node was " + p.View.refusal()}, nil
 	}, func(ctx context.Context) error {
 		if err := mark(p.Node, func(m *Marks) { m.LeftWAN = "" }); err != nil {
 			return err
