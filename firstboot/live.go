@@ -108,7 +108,8 @@ func interrupt(ctx context.Context, n *node.Node) (down time.Duration, err error
 // brokers are what XiVO's own command leaves running.
 var brokers = []platform.Role{platform.Broker, platform.Consul}
 
-// stopAll stops XiVO, and then the brokers.
+// stopAll stops XiVO, and then the brokers, which XiVO's command leaves running
+// (docs/xivo/host.md, xivo-service).
 func stopAll(ctx context.Context, n *node.Node) error {
 	if _, err := platform.Run(ctx, n.Platform.Traits.ServiceCommand, "stop"); err != nil {
 		return fmt.Errorf("stop XiVO: %w", err)

@@ -17,7 +17,8 @@ import (
 )
 
 // What the daemons of each release read of their own node, where they read it,
-// after the steps that write it have run. The columns are those of the fact sheet;
+// after the steps that write it have run. The columns are those of
+// docs/xivo/directory.md, The schema by era;
 // what they read of the other nodes is tested where the node converges.
 func TestEveryVersionIsWrittenAsItsDaemonsRead(t *testing.T) {
 	dsn := server.Postgres(t, "")

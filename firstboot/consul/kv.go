@@ -40,7 +40,7 @@ type entry struct {
 // as they are. It appears complete or not at all. An existing file is never
 // written over (errors.Is(err, fs.ErrExist)). A key that we write and must find
 // in the answer proves that the answer is one: with a wrong token an empty KV
-// looks the same.
+// looks the same (docs/xivo/consul.md, The KV).
 func (c *Client) Export(ctx context.Context, file string) (err error) {
 	defer func() {
 		if err != nil {

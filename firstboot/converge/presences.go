@@ -99,7 +99,7 @@ type opening struct{ uuid, address, id, key string }
 
 // presencesOpened makes the local xivo-ctid look a member up that it may have
 // looked for before the member was there: it keeps an empty answer until it is
-// restarted or hears of a registration. The announcement is local, and made
+// restarted or hears of a registration (docs/xivo/ctid.md, The cache of xivo-ctid). The announcement is local, and made
 // only when messages from that member arrive.
 func presencesOpened(ctx context.Context, p *Pass) (engine.Resource, error) {
 	c, err := p.Node.Servers.Consul(ctx)

@@ -30,7 +30,8 @@ import (
 )
 
 // What the daemons of each release read of the other nodes, where they read it,
-// after the steps that write it have run. The columns are those of the fact sheet;
+// after the steps that write it have run. The columns are those of
+// docs/xivo/directory.md, The schema by era;
 // what they read of this node alone is tested where it becomes.
 func TestEveryVersionIsWrittenAsItsDaemonsRead(t *testing.T) {
 	dsn := server.Postgres(t, "")

@@ -23,11 +23,11 @@ const provdBase = "/var/lib/xivo-provd/jsondb/configs/base"
 // none of this machine's: a copy of a server that had passed its wizard has its
 // original's. Each line says where, and what phones or network do with it.
 // Nothing is changed: phones may depend on it, so that is for a person.
-func ForeignAddresses(ctx context.Context, conn *pgx.Conn, p *platform.Platform, ours func(netip.Addr) bool) ([]string, error) {
+func ForeignAddresses(ctx context.Context, conn *pgx.Conn, p *platform.Platform, local func(netip.Addr) bool) ([]string, error) {
 	var out []string
 	foreign := func(text, where, so string) {
 		a, err := netip.ParseAddr(strings.TrimSpace(text))
-		if err != nil || !a.Is4() || a.IsLoopback() || a.IsUnspecified() || ours(a) {
+		if err != nil || !a.Is4() || a.IsLoopback() || a.IsUnspecified() || local(a) {
 			return
 		}
 		out = append(out, fmt.Sprintf("%s holds %s, which is no address of this machine: %s", where, a, so))

@@ -26,7 +26,8 @@ type Platform struct {
 }
 
 // Paths of XiVO and Debian, relative to the root, that more than one package
-// needs. Sources: the facts on Consul, xivo-ctid and the UUID.
+// needs. See docs/xivo/consul.md, Files; docs/xivo/ctid.md, Configuration of XiVO's
+// daemons; docs/xivo/identity.md, The UUID.
 const (
 	VersionFile      = "/usr/share/xivo/XIVO-VERSION"
 	OldVersionFile   = "/usr/share/pf-xivo/XIVO-VERSION"

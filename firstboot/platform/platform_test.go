@@ -59,7 +59,7 @@ func FuzzParseVersion(f *testing.F) {
 	})
 }
 
-// row is the table as the fact sheet's section 0 has it, one column a trait.
+// row is docs/xivo/versions.md, The table of the code, one column a trait.
 type row struct {
 	version             string
 	schema              string // accesswebservice, ctidirectories, infos

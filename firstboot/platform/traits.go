@@ -53,7 +53,7 @@ type change struct {
 }
 
 // changes is the one table of version differences, oldest first. Evidence for
-// each boundary is in the project's fact sheet, section 0; for the names of
+// each boundary is in docs/xivo/versions.md, The table of the code; for the names of
 // services, in the upgrade notes of Wazo's documentation. A year of four digits
 // is that of a release of xivo.solutions.
 var changes = []change{

@@ -17,7 +17,8 @@ type clusterName struct {
 
 // ClusterName gives the broker its name in the mesh. It must be unique:
 // downstreams of one name share one queue on their upstream, and each gets a
-// part of its messages. To be set before the first upstream.
+// part of its messages (docs/xivo/rabbitmq.md, Cluster name). To be set before the
+// first upstream.
 func (c *Client) ClusterName(name string) engine.Resource { return clusterName{c, name} }
 
 func (n clusterName) Diff(ctx context.Context) ([]string, error) {

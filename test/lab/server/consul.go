@@ -16,7 +16,7 @@ import (
 
 // OldConsul stands in front of the HTTPS API of a real Consul and gives it the
 // habits of those that XiVO came with, 0.5.2 up to 0.8.3, where they are unkind
-// to a client of today. Each is one of the facts that the project rests on:
+// to a client of today. See docs/xivo/consul.md, The API of old ones:
 //
 //   - A token counts as `?token=` only; 0.5.2 does not read the header with
 //     which Consul's own API package sends it.
