@@ -86,7 +86,7 @@ func (r Runner[S]) Run(ctx context.Context, p Phase[S]) (Report, error) {
 		switch {
 		case errors.Is(ctx.Err(), context.Canceled):
 			return report, ctx.Err()
-		case ctx.Err() != nil && p.GoOn:
+		case ctx.Err() != nil && p.GoOn && i+1 < len(p.Steps):
 			return report, errors.Join(report.Err(), fmt.Errorf("there was no time for the steps after %s: %w", s.Name, ctx.Err()))
 		case e.Err != nil && !p.GoOn:
 			return report, e.Err

@@ -10,7 +10,7 @@ import (
 )
 
 // Skip is why a step does not concern its subject; "" means that it does. A step
-// that is skipped counts neither as done nor as failed.
+// that is skipped is told as such, and neither as wanted, nor changed, nor failed.
 type Skip string
 
 // Step is a named place in a phase. All that is known about it stands here.

@@ -10,6 +10,9 @@
 //	emptied   there     stateRemoved done            nothing, or what XiVO stored since
 //	restored  there     settle.kv-import done        the KV
 //	retired   -         settle.kv-retire done        the KV
+//	lost      -         stateRemoved                 nothing, or what XiVO stored since
+//
+// Lost is a file that somebody removed: nothing goes on without a person.
 //
 // An image that was sealed has the file, no journal, and in its manifest the file's
 // sum: exported. It wraps consul's Export and Import; node, become and sealing use
@@ -61,14 +64,14 @@ const (
 	Emptied  State = "emptied"
 	Restored State = "restored"
 	Retired  State = "retired"
+	Lost     State = "lost"
 )
 
 // onlyCopy says that Consul cannot be trusted to hold what the export does: the
 // export is completed, and never replaced.
 func (s State) onlyCopy() bool { return s == Emptying || s == Emptied || s == Restored }
 
-// stateOf tells the state from what is on disk. A file that is missing where only
-// it had the KV counts as none: what Consul holds then is all that there is.
+// stateOf tells the state from what is on disk.
 func stateOf(file bool, j engine.Journal) State {
 	exported := map[bool]State{true: Exported, false: None}[file]
 	switch {
@@ -85,7 +88,7 @@ func stateOf(file bool, j engine.Journal) State {
 		}
 		return Retired // cut off before that was stamped
 	case !file:
-		return None
+		return Lost
 	case j.Done(stateRemoved):
 		return Emptied
 	}
@@ -115,11 +118,16 @@ func New(p *platform.Platform, s Surroundings) *Export { return &Export{platform
 
 // State reads where the KV is.
 func (e *Export) State() (State, error) {
-	_, err := os.Lstat(e.file())
+	_, err := os.Stat(e.file())
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return "", fmt.Errorf("the export of Consul's KV: %w", err)
 	}
 	return stateOf(err == nil, e.around.Journal()), nil
+}
+
+// errLost is what to do about a lost export.
+func (e *Export) errLost() error {
+	return fmt.Errorf(`Consul's state was removed, and %[1]s, which had its KV, is gone: put it back from a backup; to go on with what Consul holds now, write {"format": 1, "entries": []} into %[1]s`, e.file())
 }
 
 // Fresh says that this process made or completed the export.
@@ -153,6 +161,9 @@ func (e *Export) AtRest(ctx context.Context) error {
 // was stored since, and keeps what it has.
 func (e *Export) Put(export func(file string) error) error {
 	state, err := e.State()
+	if err == nil && state == Lost {
+		err = e.errLost()
+	}
 	if err != nil {
 		return err
 	}
@@ -179,6 +190,8 @@ func (e *Export) Made(how func(context.Context) error) engine.Resource {
 			return nil, err
 		}
 		switch {
+		case state == Lost:
+			return nil, e.errLost()
 		case state == None || state == Retired:
 			return []string{"Consul's KV was not exported yet"}, nil
 		case e.fresh || state == Emptying:
@@ -218,17 +231,18 @@ func (e *Export) consulMayHoldMore() (bool, error) {
 func (e *Export) ConsulEmptied() engine.Resource {
 	emptied := consul.Emptied(e.platform)
 	return engine.New(emptied.Diff, func(ctx context.Context) error {
-		if _, err := os.Lstat(e.file()); err != nil {
+		if _, err := os.Stat(e.file()); err != nil {
 			return fmt.Errorf("the KV's export is missing, so Consul's state stays: %w", err)
 		}
 		if err := consul.StateInUse(e.platform); err != nil {
 			return err
 		}
 		j := e.around.Journal()
-		if j == nil { // a seal has none
+		if j == nil { // a server that is sealed and was no node
 			return emptied.Apply(ctx)
 		}
-		if err := j.Stamp(stateRemoved, engine.Running); err != nil {
+		// What is taken out again is to be put back again.
+		if err := errors.Join(engine.Redo(j, imported), j.Stamp(stateRemoved, engine.Running)); err != nil {
 			return err
 		}
 		if err := emptied.Apply(ctx); err != nil {
@@ -244,9 +258,19 @@ func (e *Export) Restore(c *consul.Client, skip ...string) engine.Resource {
 }
 
 // NoExport is no copy of the KV being left on the disk: it holds private contacts,
-// and would be in the way of the next export.
+// and would be in the way of the next export. It refuses as long as only the export
+// has the KV.
 func (e *Export) NoExport() engine.Resource {
-	return files.Absent(e.platform.Root, File+"*", consul.AtRestDir)
+	absent := files.Absent(e.platform.Root, File+"*", consul.AtRestDir)
+	return engine.New(absent.Diff, func(ctx context.Context) error {
+		switch state, err := e.State(); {
+		case err != nil:
+			return err
+		case state == Emptying || state == Emptied:
+			return fmt.Errorf("the KV is not back in Consul, so its export %s stays", e.file())
+		}
+		return absent.Apply(ctx)
+	})
 }
 
 // Inherited is the stamp that the journal of a copy takes over from the original's:

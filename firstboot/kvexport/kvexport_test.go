@@ -274,9 +274,9 @@ func TestTheStateIsThatOfTheDisk(t *testing.T) {
 	}{
 		{"nothing was begun", nil, kvexport.Exported, kvexport.None},
 		{"it was exported", stamps("become.kv-export", done, "become.consul-state", running), kvexport.Exported, kvexport.None},
-		{"Consul's state is being removed", stamps(removed, running), kvexport.Emptying, kvexport.None},
-		{"it was removed", stamps(removed, done), kvexport.Emptied, kvexport.None},
-		{"the KV is being put back", stamps(removed, done, imported, running), kvexport.Emptied, kvexport.None},
+		{"Consul's state is being removed", stamps(removed, running), kvexport.Emptying, kvexport.Lost},
+		{"it was removed", stamps(removed, done), kvexport.Emptied, kvexport.Lost},
+		{"the KV is being put back", stamps(removed, done, imported, running), kvexport.Emptied, kvexport.Lost},
 		{"the KV is back", stamps(removed, done, imported, done), kvexport.Restored, kvexport.Retired},
 		{"the export is being removed", stamps(removed, done, imported, done, retired, running), kvexport.Restored, kvexport.Retired},
 		{"the export was removed", stamps(removed, done, imported, done, retired, done), kvexport.Exported, kvexport.Retired},
@@ -348,6 +348,9 @@ func TestEveryTransition(t *testing.T) {
 	replaced, completed := func(d *disk) { d.File = since }, func(d *disk) { d.File = both }
 	const missing = "the KV's export is missing, so Consul's state stays"
 	emptied := func(d *disk) { d.Consul, d.Half, d.Stamps[removed] = nil, false, engine.Done }
+	again := func(change func(*disk)) func(*disk) {
+		return func(d *disk) { change(d); d.Stamps[imported] = engine.Running }
+	}
 
 	for _, transition := range []struct {
 		name string
@@ -404,7 +407,7 @@ func TestEveryTransition(t *testing.T) {
 			kvexport.Exported: leads(kvexport.Exported, kvexport.Emptied, emptied),
 			kvexport.Emptying: leads(kvexport.Emptying, kvexport.Emptied, emptied),
 			kvexport.Emptied:  stays(kvexport.Emptied),
-			kvexport.Restored: leads(kvexport.Restored, kvexport.Restored, emptied),
+			kvexport.Restored: leads(kvexport.Restored, kvexport.Emptied, again(emptied)), // to be put back again
 			kvexport.Retired:  refused(kvexport.Retired, missing),
 		}},
 		{"emptying a Consul that runs", func(t *testing.T, m *machine) error {
@@ -451,7 +454,7 @@ func TestEveryTransition(t *testing.T) {
 			kvexport.Exported: {kvexport.Emptying, states[kvexport.Exported].with(func(d *disk) { d.Stamps[removed] = engine.Running }), "stop it first"},
 			kvexport.Emptying: refused(kvexport.Emptying, "stop it first"),
 			kvexport.Emptied:  {kvexport.Emptying, states[kvexport.Emptied].with(func(d *disk) { d.Stamps[removed] = engine.Running }), "stop it first"},
-			kvexport.Restored: {kvexport.Restored, states[kvexport.Restored].with(func(d *disk) { d.Stamps[removed] = engine.Running }), "stop it first"},
+			kvexport.Restored: {kvexport.Emptying, states[kvexport.Restored].with(again(func(d *disk) { d.Stamps[removed] = engine.Running })), "stop it first"},
 			kvexport.Retired:  refused(kvexport.Retired, missing),
 		}},
 		{"emptying Consul, cut off after", func(t *testing.T, m *machine) error {
@@ -467,7 +470,7 @@ func TestEveryTransition(t *testing.T) {
 			kvexport.Exported: {kvexport.Emptying, states[kvexport.Exported].with(func(d *disk) { emptied(d); d.Stamps[removed] = engine.Running }), "cut off"},
 			kvexport.Emptying: {kvexport.Emptying, states[kvexport.Emptying].with(func(d *disk) { emptied(d); d.Stamps[removed] = engine.Running }), "cut off"},
 			kvexport.Emptied:  {kvexport.Emptying, states[kvexport.Emptied].with(func(d *disk) { d.Stamps[removed] = engine.Running }), "cut off"},
-			kvexport.Restored: {kvexport.Restored, states[kvexport.Restored].with(func(d *disk) { emptied(d); d.Stamps[removed] = engine.Running }), "cut off"},
+			kvexport.Restored: {kvexport.Emptying, states[kvexport.Restored].with(again(func(d *disk) { emptied(d); d.Stamps[removed] = engine.Running })), "cut off"},
 			kvexport.Retired:  refused(kvexport.Retired, missing),
 		}},
 		{"the step that retires it", func(t *testing.T, m *machine) error {
@@ -485,6 +488,8 @@ func TestEveryTransition(t *testing.T) {
 			kvexport.Retired:  stays(kvexport.Retired),
 		}},
 		{"the step that retires it, cut off before its stamp", func(t *testing.T, m *machine) error { return m.NoExport().Apply(t.Context()) }, map[kvexport.State]outcome{
+			kvexport.Emptying: refused(kvexport.Emptying, "the KV is not back in Consul"),
+			kvexport.Emptied:  refused(kvexport.Emptied, "the KV is not back in Consul"),
 			kvexport.Restored: leads(kvexport.Restored, kvexport.Retired, func(d *disk) { d.File = nil }),
 			kvexport.Retired:  stays(kvexport.Retired),
 		}},
@@ -731,5 +736,35 @@ func TestAConsulThatDoesNotAnswerLeavesTheExport(t *testing.T) {
 	}
 	if diff := cmp.Diff(states[kvexport.Exported], m.look(t), cmpopts.EquateEmpty()); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+// Somebody removed the file that alone had the KV: what Consul holds now is not
+// taken for it, until a person says so.
+func TestALostExportIsNotMadeAnew(t *testing.T) {
+	for _, from := range []kvexport.State{kvexport.Emptying, kvexport.Emptied} {
+		t.Run(string(from), func(t *testing.T) {
+			lost := states[from].with(func(d *disk) { d.File = nil })
+			m := lost.machine(t)
+			if s, err := m.State(); s != kvexport.Lost || err != nil {
+				t.Fatalf("%s, %v", s, err)
+			}
+			for what, err := range map[string]error{
+				"the step that exports": engine.Ensure(t.Context(), m.Made(m.exported)),
+				"an export":             m.exported(t.Context()),
+				"emptying Consul":       m.ConsulEmptied().Apply(t.Context()),
+			} {
+				if err == nil || !strings.Contains(err.Error(), "kv.json") {
+					t.Errorf("%s says %v, want what is gone", what, err)
+				}
+			}
+			if diff := cmp.Diff(lost, m.look(t), cmpopts.EquateEmpty()); diff != "" {
+				t.Errorf("on disk (-want +got):\n%s", diff)
+			}
+			m.write(t, kvexport.File, `{"format": 1, "entries": []}`)
+			if s, err := m.State(); s != from || err != nil {
+				t.Errorf("as a person was told to: %s, %v", s, err)
+			}
+		})
 	}
 }

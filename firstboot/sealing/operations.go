@@ -68,9 +68,11 @@ func Operations() []Operation {
 		{step{Name: "services", Text: "XiVO, Consul and RabbitMQ are stopped", Open: node.Plain(servicesStopped)}, by("systemd starts them")},
 		{step{Name: "uuid-files", Text: "the XiVO UUID in files is a placeholder", When: node.UUIDInEnvironment, Open: node.Plain(uuidInFiles)}, firstBoot("become.uuid-files")},
 		{step{Name: "uuid-manager", Text: "the XiVO UUID in the service manager is a placeholder", When: node.UUIDInEnvironment, Open: node.Plain(uuidInManager)}, firstBoot("become.uuid-manager")},
+		// First: by it, a seal that was cut off after the next one knows that what Consul
+		// holds since is not the KV.
+		{step{Name: "consul-token", Text: "Consul's master token is a placeholder, in every file that holds it", Open: node.Plain(consulToken)}, firstBoot("become.consul-token")},
 		{step{Name: kvexport.EmptyStep, Text: "Consul's raft, serf, keyrings, services, checks and node id are gone", Open: node.Plain(consulEmptied)}, firstBoot("become." + kvexport.EmptyStep)},
 		{step{Name: "consul-config", Text: "Consul's mesh configuration is gone", Open: absent(platform.ConsulConfigDir + "/interconnection.json")}, firstBoot("become.consul-config")},
-		{step{Name: "consul-token", Text: "Consul's master token is a placeholder, in every file that holds it", Open: node.Plain(consulToken)}, firstBoot("become.consul-token")},
 		{step{Name: "ctid-config", Text: "xivo-ctid's mesh configuration is gone", Open: absent(ctid.ConfigFiles...)}, firstBoot("become.ctid-config")},
 		{step{Name: "erlang-cookie", Text: "the Erlang cookie is gone", Open: absent(platform.RabbitDataDir + "/.erlang.cookie")}, by("RabbitMQ makes one when it starts")},
 		{step{Name: "certificate", Text: "the TLS key and certificate are gone", Open: absent(platform.CertificateFile, platform.CertificateKey)}, firstBoot("become.certificate")},

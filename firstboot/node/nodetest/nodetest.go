@@ -14,10 +14,12 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/xivo-mesh/packer-plugin-xivo/cloudinit"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/consul"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/engine"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/node"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/platform"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/postgres"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/rabbitmq"
 )
 
 // Where a server keeps its UUID, the one that it has, and a peer's.
@@ -91,6 +93,8 @@ func Server(t *testing.T, version string, db *pgx.Conn) *node.Node {
 	n.Journal = n.NewJournal(node.Identity{
 		UUID: uuid.MustParse("99999999-2222-4333-8444-555555555555"), Hostname: "xivo-b", Name: "xivo-b-99999999", Advertise: "10.0.0.2",
 	})
+	n.Servers.OpenConsul = func(context.Context) (*consul.Client, error) { return nil, errors.New("this server has no Consul") }
+	n.Servers.OpenBroker = func(context.Context) (*rabbitmq.Client, error) { return nil, errors.New("this server has no broker") }
 	n.Servers.OpenDB = func(context.Context) (*pgx.Conn, error) {
 		if db == nil {
 			return nil, errors.New("this server has no database")
