@@ -12,8 +12,8 @@ import (
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/sealing"
 )
 
-// ErrNotDecided is why nothing was begun: what this machine is to become is not
-// said, or no longer.
+// ErrNotDecided: nothing was begun, since the machine is in doubt, or no document
+// asks for a change.
 var ErrNotDecided = errors.New("nothing is begun")
 
 // begin takes the decision on the identity and writes it to the journal. It
@@ -24,7 +24,7 @@ func begin(ctx context.Context, n *node.Node, confirmed bool) (node.Action, stri
 		return action, why, err
 	}
 	switch action {
-	case node.Hold, node.LeaveAlone:
+	case node.InDoubt, node.LeaveAlone:
 		// Another process changed the journal since it was read.
 		return action, why, fmt.Errorf("%w: %s", ErrNotDecided, why)
 	case node.Resume, node.TakeOn, node.Adopt:
@@ -35,8 +35,7 @@ func begin(ctx context.Context, n *node.Node, confirmed bool) (node.Action, stri
 	}
 	switch action {
 	case node.Resume:
-		// Consul may have run since the become was cut off.
-		return action, why, kvexport.Redo(n.Journal)
+		return action, why, n.Journal.Save()
 	case node.TakeOn, node.Adopt:
 		if err := n.MakeStateDir(); err != nil {
 			return action, why, err
@@ -62,6 +61,7 @@ func prepare(ctx context.Context, n *node.Node, confirmed bool) (node.Action, st
 		if n.Config() == nil {
 			return action, why, fmt.Errorf("the document that this node began with cannot be read: %w", n.Document.Err)
 		}
+		n.Journal.Undo(kvexport.RedoneSteps...)
 		return action, why, nil
 	case node.TakeOn, node.Adopt:
 	default:
@@ -70,8 +70,8 @@ func prepare(ctx context.Context, n *node.Node, confirmed bool) (node.Action, st
 	if n.Document.Err != nil {
 		return action, why, n.Document.Err
 	}
-	if n.Document.First != nil {
-		n.Document.Config, n.Document.First = n.Document.First, nil
+	if n.Document.Pending != nil {
+		n.Document.Config, n.Document.Pending = n.Document.Pending, nil
 	}
 	if err := n.CheckSchema(ctx); err != nil {
 		return action, why, err

@@ -25,6 +25,8 @@ const (
 	// Hold: they do not start. This machine has no identity of its own yet, or
 	// Consul and the broker do not have it.
 	Hold
+	// Refuse: what a person claimed is not so. Nothing was looked at any further.
+	Refuse
 )
 
 // Outcome is how a unit of the boot ended.
@@ -56,22 +58,26 @@ const (
 	IsSame
 )
 
-// ErrNoDoubt is why IsSame was refused.
-var ErrNoDoubt = errors.New("nothing is in doubt here")
-
 // bootTime is how long one unit may work; systemd's own limit is longer.
 const bootTime = 5 * time.Minute
 
-// Boot does what a unit of the boot is for, the phase become or settle, and says
-// what becomes of those who wait for it. All of the policy of who is held back is
-// here; docs/boot.md tells it to people:
+// BootBecome is the unit that Consul and RabbitMQ wait for. All of the policy of who
+// is held back at boot is here; docs/boot.md tells it to people:
 //
 //   - A machine that must not work before it has an identity of its own is held until
 //     it has: a sealed image, and a copy that began to become.
 //   - Every other machine worked before and works on, whatever cannot be read or
 //     done: one that nobody asked to change, one that was adopted, one that became.
 //   - A machine in doubt works, and is kept out of the mesh.
-func (m Machine) Boot(ctx context.Context, phase string, claim Claim) Outcome {
+func (m Machine) BootBecome(ctx context.Context, claim Claim) Outcome {
+	return m.boot(ctx, func(ctx context.Context, n *node.Node) Outcome { return bootBecome(ctx, n, claim) })
+}
+
+// BootSettle is the unit that XiVO's daemons wait for, after become and with Consul
+// and RabbitMQ up.
+func (m Machine) BootSettle(ctx context.Context) Outcome { return m.boot(ctx, bootSettle) }
+
+func (m Machine) boot(ctx context.Context, phase func(context.Context, *node.Node) Outcome) Outcome {
 	ctx, cancel := context.WithTimeout(ctx, bootTime)
 	defer cancel()
 	n, err := m.Open()
@@ -82,16 +88,13 @@ func (m Machine) Boot(ctx context.Context, phase string, claim Claim) Outcome {
 		return waits(fmt.Errorf("nothing is held back for it, but look: %w", err))
 	}
 	defer n.Close()
-	if phase == node.Settle {
-		return bootSettle(ctx, n)
-	}
-	return bootBecome(ctx, n, claim)
+	return phase(ctx, n)
 }
 
 func bootBecome(ctx context.Context, n *node.Node, claim Claim) Outcome {
 	action, why := n.Decide(claim == IsCopy)
-	if claim == IsSame && action != node.Hold {
-		return holds(fmt.Errorf("become --same: %w: %s", ErrNoDoubt, why))
+	if claim == IsSame && action != node.InDoubt {
+		return Outcome{Refuse, fmt.Errorf("become --same: nothing is in doubt here: %s", why)}
 	}
 	switch action {
 	case node.Unchanged, node.LeaveAlone:
@@ -102,7 +105,7 @@ func bootBecome(ctx context.Context, n *node.Node, claim Claim) Outcome {
 			converge.Guard(ctx, n)
 		}
 		return goOn()
-	case node.Hold:
+	case node.InDoubt:
 		return inDoubt(ctx, n, claim, why)
 	}
 	adopted := action == node.Adopt || action == node.Resume && n.Identity().Adopted

@@ -209,10 +209,10 @@ func TestWhoIsHeldBackAtBoot(t *testing.T) {
 		{name: "in doubt, while Consul runs", found: with(doubted, kept, consuls), phase: become, running: "consul", want: firstboot.Wait, why: "instance id changed"},
 		{name: "in doubt, and settled", found: with(doubted, kept), phase: settle, want: firstboot.GoOn},
 		{name: "in doubt, and a person says that it is the same", found: with(doubted, kept, consuls), phase: become, says: firstboot.IsSame, want: firstboot.GoOn, changes: []string{journalFile}},
-		{name: "no doubt in a node", found: with(xivo, settled, given, kept), phase: become, says: firstboot.IsSame, want: firstboot.Hold, why: "^become --same: nothing is in doubt here: the same instance$", is: firstboot.ErrNoDoubt},
-		{name: "no doubt in what was never one", found: xivo, phase: become, says: firstboot.IsSame, want: firstboot.Hold, why: "nothing is in doubt", is: firstboot.ErrNoDoubt},
-		{name: "no doubt in a sealed image", found: with(xivo, proved), phase: become, says: firstboot.IsSame, want: firstboot.Hold, why: "nothing is in doubt", is: firstboot.ErrNoDoubt},
-		{name: "no doubt in an adopted one that began", found: with(xivo, theirs, kept), phase: become, says: firstboot.IsSame, want: firstboot.Hold, why: "nothing is in doubt", is: firstboot.ErrNoDoubt},
+		{name: "no doubt in a node", found: with(xivo, settled, given, kept), phase: become, says: firstboot.IsSame, want: firstboot.Refuse, why: "^become --same: nothing is in doubt here: the same instance$"},
+		{name: "no doubt in what was never one", found: xivo, phase: become, says: firstboot.IsSame, want: firstboot.Refuse, why: "nothing is in doubt"},
+		{name: "no doubt in a sealed image", found: with(xivo, proved), phase: become, says: firstboot.IsSame, want: firstboot.Refuse, why: "nothing is in doubt"},
+		{name: "no doubt in an adopted one that began", found: with(xivo, theirs, kept), phase: become, says: firstboot.IsSame, want: firstboot.Refuse, why: "nothing is in doubt"},
 		{name: "a copy is said of a node in no doubt", found: with(xivo, settled, given, kept), phase: become, says: firstboot.IsCopy, want: firstboot.GoOn},
 	} {
 		t.Run(c.phase+": "+c.name, func(t *testing.T) {
@@ -232,7 +232,7 @@ func TestWhoIsHeldBackAtBoot(t *testing.T) {
 				atWork(t, root)
 			}
 			before := nodetest.Files(t, root)
-			o := firstboot.Machine{Root: root, Log: slog.New(slog.DiscardHandler)}.Boot(t.Context(), c.phase, c.says)
+			o := boots(t, firstboot.Machine{Root: root, Log: slog.New(slog.DiscardHandler)}, c.phase, c.says)
 			judge(t, o, c.want, c.why, c.is)
 
 			var changed []string
@@ -274,7 +274,7 @@ func judge(t *testing.T, o firstboot.Outcome, want firstboot.Verdict, why string
 	}
 }
 
-var verdicts = map[firstboot.Verdict]string{firstboot.GoOn: "go on", firstboot.Wait: "wait", firstboot.Hold: "hold"}
+var verdicts = map[firstboot.Verdict]string{firstboot.GoOn: "go on", firstboot.Wait: "wait", firstboot.Hold: "hold", firstboot.Refuse: "refuse"}
 
 // booting is a server of 16.03 before its brokers start, with all that become
 // works on but what the test takes away. It never became.
@@ -398,7 +398,7 @@ func TestWhoIsHeldBackWhereAStepFails(t *testing.T) {
 			}},
 		{name: "the first document of a node that became without one", found: func(t *testing.T, n *node.Node) {
 			hasBegun(t, n, node.Identity{NoDocument: true}, node.Become, node.Settle)
-			n.Document.First, n.Document.Config = n.Document.Config, cloudinit.Alone()
+			n.Document.Pending, n.Document.Config = n.Document.Config, cloudinit.Alone()
 		}, want: firstboot.Wait, why: worked + ".*no database",
 			also: func(t *testing.T, n *node.Node) {
 				if id := n.Identity(); !id.Adopted || id.NoDocument || n.Config().Secret != "a secret of this mesh" {
@@ -500,4 +500,13 @@ func TestWhoIsHeldBackBySettle(t *testing.T) {
 			})
 		}
 	}
+}
+
+// boots runs the unit of a phase.
+func boots(t *testing.T, m firstboot.Machine, phase string, claim firstboot.Claim) firstboot.Outcome {
+	t.Helper()
+	if phase == node.Settle {
+		return m.BootSettle(t.Context())
+	}
+	return m.BootBecome(t.Context(), claim)
 }

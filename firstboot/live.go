@@ -27,7 +27,7 @@ type Ran struct {
 }
 
 // WillInterrupt says whether a run that was decided like that stops telephony. A
-// copy's journal has settled too, as the original.
+// copy carries the original's journal, so Settled alone does not tell.
 func WillInterrupt(n *node.Node, action node.Action) bool {
 	return action != node.Unchanged || !n.Settled()
 }
@@ -42,8 +42,8 @@ func Run(ctx context.Context, n *node.Node, confirmed bool) (ran Ran, err error)
 		return ran, err
 	}
 	if !n.Settled() {
-		ran.Interrupted = true
-		if ran.Down, err = interrupt(ctx, n); err != nil {
+		ran.Down, err = interrupt(ctx, n)
+		if ran.Interrupted = ran.Down > 0; err != nil {
 			return ran, err
 		}
 	}
@@ -67,7 +67,7 @@ func startWatch(ctx context.Context, n *node.Node) error {
 
 // interrupt becomes and settles. Telephony is down from the stop to the start of
 // XiVO's services; they are started whatever happens in between. The duration is
-// how long they were down.
+// how long they were down; 0 where nothing was stopped.
 func interrupt(ctx context.Context, n *node.Node) (down time.Duration, err error) {
 	if err := exportLive(ctx, n); err != nil {
 		return 0, err
@@ -156,13 +156,9 @@ func exportLive(ctx context.Context, n *node.Node) error {
 		return err
 	}
 	defer n.Servers.Redial() // token and address are about to change
-	// Become's own step, while there is a Consul to ask.
-	live := become.Phase
-	live.Steps = append([]engine.Step[*node.Node]{}, live.Steps...)
-	for i := range live.Steps {
-		if s := &live.Steps[i]; s.Name == kvexport.ExportStep {
-			s.Open = node.Plain(func(n *node.Node) engine.Resource { return n.KV.Made(n.KV.FromConsul) })
-			return n.Runner().Step(ctx, live, i).Err
+	for i, s := range become.Phase.Steps {
+		if s.Name == kvexport.ExportStep {
+			return n.Runner().Step(ctx, become.Phase, i).Err
 		}
 	}
 	return nil

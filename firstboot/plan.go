@@ -29,7 +29,7 @@ type Planned struct {
 // returned with it.
 func Plan(ctx context.Context, n *node.Node) (Planned, error) {
 	action, why, err := prepare(ctx, n, false)
-	if err != nil || action == node.Hold {
+	if err != nil || action == node.InDoubt {
 		return Planned{Why: why}, err
 	}
 	if action == node.LeaveAlone {

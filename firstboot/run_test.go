@@ -6,6 +6,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -78,7 +79,7 @@ func exportsAs(t *testing.T, content string) engine.Phase[*node.Node] {
 	t.Helper()
 	p := nodetest.Only(t, become.Phase, kvexport.ExportStep, kvexport.EmptyStep)
 	p.Steps[0].Open = node.Plain(func(n *node.Node) engine.Resource {
-		return n.KV.Made(func(context.Context) error {
+		return n.KV.UpToDate(func(context.Context) error {
 			return n.KV.Put(func(file string) error { return os.WriteFile(file, []byte(content), 0o600) })
 		})
 	})
@@ -340,5 +341,38 @@ func TestARunThatIsNotToldWhatToBecomeBeginsNothing(t *testing.T) {
 	delete(after, n.Platform.Path(node.LockFile))
 	if diff := cmp.Diff(before, after); diff != "" {
 		t.Errorf("written:\n%s", diff)
+	}
+}
+
+func TestTelephonyThatWasNeverStoppedWasNotDown(t *testing.T) {
+	n := cutOff(t)
+	delete(n.Journal.Steps, "become.kv-export")
+	if err := errors.Join(n.MakeStateDir(), n.KeepDocument(), n.Journal.Save()); err != nil {
+		t.Fatal(err)
+	}
+	nodetest.Put(t, n, raftFile, "the KV")
+	running(n, errors.New("no Consul answers"))
+	ran, err := firstboot.Run(t.Context(), n, false)
+	n.Unlock()
+	if err == nil || !strings.Contains(err.Error(), "no Consul answers") || ran.Interrupted {
+		t.Errorf("interrupted: %t, %v", ran.Interrupted, err)
+	}
+}
+
+// A run makes the export again, since Consul may have run meanwhile.
+func TestThePlanOfABecomeThatWasCutOffTellsWhatIsDoneOnceMore(t *testing.T) {
+	n := cutOff(t)
+	nodetest.Done(t, n, consulReset)
+	nodetest.Put(t, n, raftFile, "of a Consul that ran meanwhile")
+	planned, err := firstboot.Plan(t.Context(), n)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var steps []string
+	for _, e := range planned.Report {
+		steps = append(steps, e.Step)
+	}
+	if want := []string{kvexport.ExportStep, kvexport.EmptyStep}; !slices.Equal(steps, want) {
+		t.Errorf("planned: %q, want %q", steps, want)
 	}
 }

@@ -1,12 +1,9 @@
 package main
 
 import (
-	"errors"
-
 	"github.com/spf13/cobra"
 
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot"
-	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/node"
 )
 
 func (c *cli) becomeCommand() *cobra.Command {
@@ -25,7 +22,7 @@ func (c *cli) becomeCommand() *cobra.Command {
 			case same:
 				claim = firstboot.IsSame
 			}
-			return bootExit(c.machine().Boot(cmd.Context(), node.Become, claim))
+			return bootExit(c.machine().BootBecome(cmd.Context(), claim))
 		},
 	}
 	cmd.Flags().BoolVar(&confirm, "confirm", false, "this machine is a copy, although only one of two signs says so")
@@ -41,7 +38,7 @@ func (c *cli) settleCommand() *cobra.Command {
 		Long:  "Needs Consul and RabbitMQ running. XiVO's daemons are started after it. Does nothing on a node that has settled.",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return bootExit(c.machine().Boot(cmd.Context(), node.Settle, firstboot.NoClaim))
+			return bootExit(c.machine().BootSettle(cmd.Context()))
 		},
 	}
 }
@@ -53,7 +50,7 @@ func bootExit(o firstboot.Outcome) error {
 		return nil
 	case o.Verdict == firstboot.Wait:
 		return exitError{exitWaiting, o.Why}
-	case errors.Is(o.Why, firstboot.ErrNoDoubt):
+	case o.Verdict == firstboot.Refuse:
 		return exitError{exitUsage, o.Why}
 	}
 	return asExit(o.Why)

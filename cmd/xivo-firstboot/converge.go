@@ -9,7 +9,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/converge"
-	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/node"
 )
 
 func (c *cli) convergeCommand() *cobra.Command {
@@ -19,29 +18,17 @@ func (c *cli) convergeCommand() *cobra.Command {
 		Short: "Make this node match the mesh, once or (--watch) from now on",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if watch {
+				return c.watch(cmd.Context())
+			}
 			n, err := c.open()
 			if err != nil {
 				return err
 			}
-			defer func() { n.Close() }()
+			defer n.Close()
 			if why := converge.Waits(cmd.Context(), n); why != "" {
 				c.log.Info("converge: waiting", "why", why)
-				if !watch {
-					return exitError{exitWaiting, nil}
-				}
-				if n, err = c.waitUntilReady(cmd.Context(), n); err != nil {
-					return err
-				}
-			}
-			if watch {
-				n.Progress = changesOnly(n.Progress)
-				var last converge.State
-				return converge.Watch(cmd.Context(), n, func(r converge.Result) {
-					if s := r.Status; s.State != last {
-						c.log.Info("state: "+string(s.State), "why", s.Why, "peers", peerList(s))
-						last = s.State
-					}
-				})
+				return exitError{exitWaiting, nil}
 			}
 			if err := n.LockWait(cmd.Context()); err != nil {
 				return err
@@ -63,25 +50,17 @@ func (c *cli) convergeCommand() *cobra.Command {
 // down.
 const passTime = 3 * time.Minute
 
-// waitUntilReady looks again and again at a node that waits, until it does not
-// or ctx ends. To end instead would be to be started again, without end.
-func (c *cli) waitUntilReady(ctx context.Context, n *node.Node) (*node.Node, error) {
-	again := time.NewTicker(5 * time.Second)
-	defer again.Stop()
-	for converge.Waits(ctx, n) != "" {
-		select {
-		case <-ctx.Done():
-			return n, exitError{exitDone, nil}
-		case <-again.C:
+// watch logs each change of the node's state.
+func (c *cli) watch(ctx context.Context) error {
+	m := c.machine()
+	m.Progress = changesOnly(m.Progress)
+	var last converge.State
+	return m.Watch(ctx, func(r converge.Result) {
+		if s := r.Status; s.State != last {
+			c.log.Info("state: "+string(s.State), "why", s.Why, "peers", peerList(s))
+			last = s.State
 		}
-		now, err := c.open()
-		if err != nil {
-			return n, err
-		}
-		n.Close()
-		n = now
-	}
-	return n, nil
+	})
 }
 
 // report prints what a pass changed, and where it left the node.

@@ -72,8 +72,8 @@ func run(ctx context.Context, args []string, io stdio) int {
 		return exit.code
 	}
 	fmt.Fprintln(io.err, "xivo-firstboot:", err)
-	if errors.Is(err, node.ErrBusy) {
-		return exitWaiting // who has the lock may do what we would
+	if errors.Is(err, node.ErrBusy) || errors.Is(err, firstboot.ErrNotDecided) {
+		return exitWaiting // who has the lock may do what we would, or a person has to say
 	}
 	return exitFailed
 }

@@ -43,7 +43,7 @@ func (c *cli) runCommand() *cobra.Command {
 			action, why := n.Decide(confirm)
 			c.log.Info("run: "+string(action), "why", why)
 			switch action {
-			case node.LeaveAlone, node.Hold:
+			case node.LeaveAlone, node.InDoubt:
 				return exitError{exitWaiting, errors.New(why)}
 			}
 			if firstboot.WillInterrupt(n, action) && !guarded {

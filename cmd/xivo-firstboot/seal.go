@@ -43,7 +43,16 @@ func (c *cli) sealCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(c.out, "sealed: %d operations, XiVO %s\n", len(m.Operations), m.XiVO)
+			skipped, leftOut := 0, 0
+			for _, op := range m.Operations {
+				switch {
+				case op.Skipped != "":
+					skipped++
+				case op.Disabled:
+					leftOut++
+				}
+			}
+			fmt.Fprintf(c.out, "sealed: %d operations done, %d skipped, %d left out, XiVO %s\n", len(m.Operations)-skipped-leftOut, skipped, leftOut, m.XiVO)
 			return nil
 		},
 	}

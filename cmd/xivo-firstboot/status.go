@@ -58,7 +58,7 @@ func (c *cli) readStatus(ctx context.Context) (converge.Status, error) {
 		return converge.Status{}, err
 	}
 	defer n.Close()
-	return converge.ReadStatus(ctx, n)
+	return converge.ReadStatus(ctx, n), nil
 }
 
 func (c *cli) printStatus(s converge.Status, asJSON bool) error {

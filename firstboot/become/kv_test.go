@@ -32,6 +32,7 @@ func TestConsulKeepsItsStateUntilTheKVIsExported(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			const raft = platform.ConsulDataDir + "/raft/raft.db"
 			n := nodetest.Server(t, "16.03", nil)
+			n.Platform.Init = &nodetest.Manager{AllDown: true}
 			nodetest.Put(t, n, raft, "the KV")
 			nodetest.Put(t, n, platform.ConsulConfigDir+"/config.json", c.config)
 			if c.consul != "" {

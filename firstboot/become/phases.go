@@ -14,7 +14,8 @@ type (
 	step  = engine.Step[*node.Node]
 )
 
-// Phase is become. Neither Consul nor RabbitMQ may run.
+// Phase is become. Neither Consul nor RabbitMQ may run, but for kv-export, which
+// `run` does before it stops them.
 var Phase = phase{
 	Name: node.Become,
 	Text: "take on an identity, before Consul and RabbitMQ start",

@@ -41,8 +41,8 @@ func sshHostKeys(n *node.Node) engine.Resource {
 }
 
 // kvExported makes sure that the KV was exported before anything removes it: by
-// the seal, or by `run` while Consul was up, or here from the files at rest.
-func kvExported(n *node.Node) engine.Resource { return n.KV.Made(n.KV.AtRest) }
+// the seal, by `run` while Consul is up, or else from the files at rest.
+func kvExported(n *node.Node) engine.Resource { return n.KV.UpToDate(n.KV.Now) }
 
 func hostname(n *node.Node, db *pgx.Conn) engine.Resource {
 	return identity.Hostname(db, n.Platform, n.Identity().Hostname, "")
@@ -88,7 +88,7 @@ func brokerManagement(n *node.Node) engine.Resource {
 	return rabbitmq.ManagementOnLoopback(n.Platform)
 }
 
-func consulEmptied(n *node.Node) engine.Resource { return n.KV.ConsulEmptied() }
+func consulEmptied(n *node.Node) engine.Resource { return n.KV.NoConsulState() }
 
 func consulConfig(ctx context.Context, n *node.Node) (engine.Resource, error) {
 	peers, err := node.OtherAddresses(ctx, n.Config().Peers)
@@ -119,7 +119,7 @@ func kvImported(ctx context.Context, n *node.Node) (engine.Resource, error) {
 
 func exportRetired(n *node.Node) engine.Resource { return n.KV.NoExport() }
 
-func brokerCleaned(_ *node.Node, b *rabbitmq.Client) engine.Resource { return b.NothingFederated() }
+func brokerCleaned(_ *node.Node, b *rabbitmq.Client) engine.Resource { return b.NoFederation() }
 
 func brokerName(n *node.Node, b *rabbitmq.Client) engine.Resource {
 	return b.ClusterName(n.Identity().Name)

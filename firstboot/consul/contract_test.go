@@ -358,7 +358,7 @@ func TestTokenFilesChangeNothingButTheToken(t *testing.T) {
 func TestEmptiedRefusesWhileConsulRunsAndKeepsTheTokens(t *testing.T) {
 	p := layout(t, "xivo", free(t))
 	_, stop := start(t, p)
-	r := consul.Emptied(p)
+	r := consul.NoState(p)
 	if err := r.Apply(t.Context()); err == nil || !strings.Contains(err.Error(), "consul") {
 		t.Fatalf("emptied under a living Consul: %v", err)
 	}
@@ -440,7 +440,7 @@ func roundTrip(t *testing.T, start starter, pairs []*api.KVPair) {
 		t.Error(st.Mode())
 	}
 	stop()
-	becomes(t, consul.Emptied(p))
+	becomes(t, consul.NoState(p))
 	c, _ = start(t, p)
 	becomes(t, c.Import(file, "xivo/xivo-auth/"))
 	if d := cmp.Diff(want, contents(t, raw(t, n))); d != "" {

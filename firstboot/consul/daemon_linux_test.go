@@ -212,6 +212,6 @@ func TestWhatALinkLeadsToIsNotForgotten(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 	keepsSecret(t, secret)
-	becomes(t, consul.Emptied(p))
+	becomes(t, consul.NoState(p))
 	keepsSecret(t, secret)
 }

@@ -17,11 +17,11 @@ import (
 // and the files that XiVO's daemons read stand beside it, and stay.
 var state = []string{"raft", "serf", "services", "checks", "tmp", "node-id"}
 
-// Emptied is /var/lib/consul without what Consul remembers: raft (KV and ACLs
+// NoState is /var/lib/consul without what Consul remembers: raft (KV and ACLs
 // with it), serf with its keyrings, registered services and checks, and the
 // node id. Nothing else is touched there. Apply refuses while Consul runs; see
 // StateInUse.
-func Emptied(p *platform.Platform) engine.Resource {
+func NoState(p *platform.Platform) engine.Resource {
 	var names []string
 	for _, name := range state {
 		names = append(names, filepath.Join(platform.ConsulDataDir, name))

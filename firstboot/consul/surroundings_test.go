@@ -176,7 +176,7 @@ func TestAKeyringThatWasLeftIsNotUsed(t *testing.T) {
 	}
 	stop()
 
-	becomes(t, consul.Emptied(p))
+	becomes(t, consul.NoState(p))
 	start(t, p)
 	if d := cmp.Diff([]string{newKey.Reveal(), newKey.Reveal()}, keys(), any); d != "" {
 		t.Error(d)

@@ -219,7 +219,7 @@ func (d *Decision) notice(v *View) {
 	}
 	d.ByHand = map[string][]string{}
 	for _, m := range d.Links.Upstreams {
-		hosts := v.Broker.LedTo[m.Address]
+		hosts := v.Broker.HostsByAddress[m.Address]
 		if len(hosts) == 0 {
 			continue
 		}
@@ -228,7 +228,7 @@ func (d *Decision) notice(v *View) {
 	}
 	for _, s := range v.Directory.Sources {
 		for _, m := range d.Members {
-			if !s.Ours && slices.Contains(v.Directory.LedTo[m.Address], s.Address) {
+			if !s.OfMesh && slices.Contains(v.Directory.HostsByAddress[m.Address], s.Address) {
 				say("the directory %s was made by hand for %s: it is left as it is, and not doubled", s.Name, s.Address)
 				break
 			}
@@ -240,7 +240,7 @@ func (d *Decision) notice(v *View) {
 // upstreamOf is the operator's upstream that has a host.
 func (b Broker) upstreamOf(host string) string {
 	for _, u := range b.Upstreams {
-		if !directory.Ours(u.Name) && slices.Contains(u.Hosts, host) {
+		if !directory.OfMesh(u.Name) && slices.Contains(u.Hosts, host) {
 			return u.Name
 		}
 	}

@@ -377,13 +377,13 @@ func TestWhatAPersonIsTold(t *testing.T) {
 	upstream := func(host, leadsTo string) func(*View) {
 		return func(v *View) {
 			v.Broker.Upstreams = append(v.Broker.Upstreams, rabbitmq.FoundUpstream{Name: upstreamName(second), Hosts: []string{host}}, rabbitmq.FoundUpstream{Name: "site", Hosts: []string{"other.example", host}})
-			v.Broker.LedTo = map[string][]string{leadsTo: {host}}
+			v.Broker.HostsByAddress = map[string][]string{leadsTo: {host}}
 		}
 	}
 	source := func(ours bool, leadsTo string) func(*View) {
 		return func(v *View) {
-			v.Directory.Sources = []directory.Found{{Name: "sitea", Address: "a.example", Ours: ours}}
-			v.Directory.LedTo = map[string][]string{leadsTo: {"a.example"}}
+			v.Directory.Sources = []directory.Found{{Name: "sitea", Address: "a.example", OfMesh: ours}}
+			v.Directory.HostsByAddress = map[string][]string{leadsTo: {"a.example"}}
 		}
 	}
 	leftWAN := func(why string) func(*View) { return func(v *View) { v.Marks.LeftWAN = why } }

@@ -26,7 +26,7 @@ func directories(ctx context.Context, p *Pass) (engine.Resource, error) {
 	wanted := map[string]bool{}
 	for _, m := range d.Members {
 		wanted[directory.Name(m.UUID)] = true
-		peer := directory.Peer{UUID: m.UUID, Host: m.Host, Address: m.Address, Known: v.LedTo[m.Address]}
+		peer := directory.Peer{UUID: m.UUID, Host: m.Host, Address: m.Address, Known: v.HostsByAddress[m.Address]}
 		rs = append(rs, directory.Source(db, peer, credentials.Account(), credentials.DirectoryPassword(), directory.Options{
 			Contexts:          wants.Contexts,
 			VerifyCertificate: wants.VerifyCertificate,
@@ -35,7 +35,7 @@ func directories(ctx context.Context, p *Pass) (engine.Resource, error) {
 		}))
 	}
 	for _, s := range v.Sources {
-		if s.Ours && !wanted[s.Name] {
+		if s.OfMesh && !wanted[s.Name] {
 			rs = append(rs, directory.NoSource(db, s.Name))
 		}
 	}
@@ -54,6 +54,6 @@ func dirdRestarted(ctx context.Context, p *Pass) (engine.Resource, error) {
 	if err != nil {
 		return nil, err
 	}
-	found = slices.DeleteFunc(found, func(f directory.Found) bool { return !f.Ours })
-	return rereads(p.Node, platform.Dird, "sources", found, func(m *Marks) *string { return &m.Directories }), nil
+	found = slices.DeleteFunc(found, func(f directory.Found) bool { return !f.OfMesh })
+	return restartedSince(p.Node, platform.Dird, "sources", found, func(m *Marks) *string { return &m.Directories }), nil
 }

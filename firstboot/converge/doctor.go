@@ -80,13 +80,13 @@ func checkPhase(ctx context.Context, n *node.Node) (Level, string) {
 }
 
 func checkClock(ctx context.Context, n *node.Node) (Level, string) {
-	s, err := ReadStatus(ctx, n)
+	s := ReadStatus(ctx, n)
 	switch {
-	case err != nil:
-		return Fail, err.Error()
+	case s.At.IsZero():
+		return Skipped, "skipped: no pass has been made yet"
 	case time.Until(s.At) > 0:
 		return Fail, "the clock went back behind the last pass of converge: set it, `timedatectl set-ntp true` keeps it"
-	case time.Since(s.At) > 2*atLeast:
+	case time.Since(s.At) > 2*passEvery:
 		return Fail, fmt.Sprintf("the last pass of converge was %s ago: see `systemctl status xivo-mesh`", time.Since(s.At).Round(time.Second))
 	}
 	return OK, fmt.Sprintf("the last pass was %s ago", time.Since(s.At).Round(time.Second))
@@ -107,10 +107,7 @@ func checkHostName(ctx context.Context, n *node.Node) (Level, string) {
 }
 
 func checkState(ctx context.Context, n *node.Node) (Level, string) {
-	s, err := ReadStatus(ctx, n)
-	if err != nil {
-		return Fail, err.Error()
-	}
+	s := ReadStatus(ctx, n)
 	says := strings.TrimSpace(string(s.State) + " " + s.Why)
 	switch s.State {
 	case Alone, Joined:
@@ -122,10 +119,7 @@ func checkState(ctx context.Context, n *node.Node) (Level, string) {
 }
 
 func checkMembers(ctx context.Context, n *node.Node) (Level, string) {
-	s, err := ReadStatus(ctx, n)
-	if err != nil {
-		return Fail, err.Error()
-	}
+	s := ReadStatus(ctx, n)
 	var silent []string
 	for _, p := range s.Peers {
 		switch {
@@ -188,7 +182,7 @@ func Examine(ctx context.Context, n *node.Node, kept []engine.Step[*node.Node], 
 
 	var m Memory
 	defer m.Close()
-	p, err := begin(ctx, n, &m, checkWait)
+	p, err := newPass(ctx, n, &m, checkWait)
 	if err != nil {
 		told(Finding{Fail, "mesh", err.Error()})
 		return

@@ -114,3 +114,18 @@ func TestDoctorLooksAtWhatANodeKeepsForLife(t *testing.T) {
 		}
 	}
 }
+
+func TestDoctorOnANodeThatMadeNoPassYet(t *testing.T) {
+	n := nodetest.Server(t, "16.03", nil)
+	nodetest.Done(t, n, node.Become, node.Settle)
+	n.Document.Config = nil // only what is looked at on any server
+	var clock converge.Finding
+	converge.Examine(t.Context(), n, nil, func(f converge.Finding) {
+		if f.Check == "clock" {
+			clock = f
+		}
+	})
+	if clock.Level != converge.Skipped || clock.Says != "skipped: no pass has been made yet" {
+		t.Errorf("got %+v", clock)
+	}
+}

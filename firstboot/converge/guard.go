@@ -66,7 +66,10 @@ func guard(ctx context.Context, n *node.Node, w WAN) {
 			n.Log.Debug("firewall: peers", "error", unresolved)
 		}
 		d := Decision{Members: v.Known, Join: v.Peers.Addresses, Newcomer: len(v.Document.Peers) > 0}
-		err = engine.Ensure(ctx, rules(n, letIn(v, d), false))
+		if d.KeepsOut = readMarks(n).LeftWAN; d.staysOut() {
+			d.Join = nil
+		}
+		err = engine.Ensure(ctx, rules(n, letIn(v, d), d.staysOut()))
 	}
 	if err != nil {
 		n.Log.Error("the mesh's ports are not guarded until a pass of converge succeeds", "error", err)

@@ -3,6 +3,7 @@ package converge_test
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -139,5 +140,18 @@ func TestAMachineInDoubtIsKeptOutOfTheMesh(t *testing.T) {
 	var members []mesh.Member
 	if err := n.ReadState(node.MembersFile, &members); err != nil || len(members) != 1 {
 		t.Errorf("it forgot its members: %v, %v", members, err)
+	}
+}
+
+// Until its first pass, too: a peer that finds its ports open would bring it back.
+func TestANodeThatLeftIsGuardedAsOneAtBoot(t *testing.T) {
+	n, rules, _ := booting(t)
+	if err := errors.Join(n.WriteState(node.MembersFile, []mesh.Member{}), n.WriteState(node.MarksFile, converge.Marks{LeftWAN: "it left"})); err != nil {
+		t.Fatal(err)
+	}
+	converge.Guard(t.Context(), n)
+	got := rules()
+	if strings.Contains(got, "192.0.2.10") || !strings.Contains(got, "-s 192.0.2.99/32 -j RETURN") || !strings.Contains(got, "-p udp -m udp --dport 8302 -j DROP") {
+		t.Errorf("its peer is let in, or whom the document allows is not, or it can be joined:\n%s", got)
 	}
 }

@@ -41,7 +41,7 @@ func databasePass(t *testing.T, n *node.Node, m *Memory, members ...mesh.Member)
 	if err := n.WriteState(node.MembersFile, members); err != nil {
 		t.Fatal(err)
 	}
-	p, err := begin(t.Context(), n, m, stepTime)
+	p, err := newPass(t.Context(), n, m, stepTime)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -63,7 +63,7 @@ func registerAgain(ctx context.Context, n *node.Node) error {
 	if err != nil {
 		return err
 	}
-	notes, err := readNotes(ctx, c)
+	notes, err := readNotes(ctx, n, c)
 	if err != nil {
 		return err
 	}
@@ -87,7 +87,7 @@ func laterThan(at time.Time) time.Time {
 }
 
 // Forget takes a member out that died, named by its UUID or its host name. One
-// that lives is to leave by itself.
+// that lives is to leave by itself: that is an error, and so is ErrNoMember.
 func Forget(ctx context.Context, n *node.Node, which string) (mesh.Member, Result, error) {
 	var members []mesh.Member
 	if err := n.ReadState(node.MembersFile, &members); err != nil {

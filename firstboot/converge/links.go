@@ -48,7 +48,7 @@ func upstreams(ctx context.Context, p *Pass) (engine.Resource, error) {
 		}
 	}
 	for _, u := range v.Upstreams {
-		if directory.Ours(u.Name) && !wanted[u.Name] {
+		if directory.OfMesh(u.Name) && !wanted[u.Name] {
 			rs = append(rs, b.NoUpstream(u.Name))
 		}
 	}

@@ -8,8 +8,9 @@ import (
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/node"
 )
 
-// Marks are what converge remembers on the disk between passes and boots. They
-// only save work: without them, daemons are restarted once more.
+// Marks are what converge remembers on the disk between passes and boots. Without
+// the fingerprints, daemons are restarted once more; without LeavingWAN, a Consul
+// that was stopped to leave is not started again.
 type Marks struct {
 	// Directories is the fingerprint of the sources that xivo-dird last read.
 	Directories string `json:"directories"`

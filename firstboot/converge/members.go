@@ -73,22 +73,18 @@ func memberDiff(have, want []mesh.Member, departed mesh.Departures) []string {
 // departuresTold notes here, for those that were away, who left, and tells those
 // that do not know.
 func departuresTold(d Decision, c *consul.Client) engine.Resource {
-	missing := d.TellDeparted
-	return engine.New(func(context.Context) ([]string, error) {
-		var diff []string
-		for _, m := range missing {
-			diff = append(diff, fmt.Sprintf("%s left the mesh, which %s does not know yet", m.UUID, cmp.Or(m.Datacenter, "this node")))
-		}
-		return diff, nil
-	}, func(ctx context.Context) error {
-		for _, m := range missing {
-			if err := tellDeparted(ctx, c, m.Datacenter, m.UUID, d.Departed[m.UUID]); err != nil {
-				return err
+	var rs engine.All
+	for _, m := range d.TellDeparted {
+		at := d.Departed[m.UUID]
+		rs = append(rs, engine.New(func(ctx context.Context) ([]string, error) {
+			notes, err := c.Notes(ctx, m.Datacenter, departedNotes+m.UUID.String())
+			if err != nil || !at.After(parseDeparted(map[string]string{m.UUID.String(): notes[""]}, "")[m.UUID]) {
+				return nil, err
 			}
-		}
-		missing = nil
-		return nil
-	})
+			return []string{fmt.Sprintf("%s left the mesh, which %s does not know yet", m.UUID, cmp.Or(m.Datacenter, "this node"))}, nil
+		}, func(ctx context.Context) error { return tellDeparted(ctx, c, m.Datacenter, m.UUID, at) }))
+	}
+	return rs
 }
 
 // tellDeparted notes in a datacenter when a node left.
@@ -99,7 +95,7 @@ func tellDeparted(ctx context.Context, c *consul.Client, datacenter string, id u
 // refusalsTold tells those that are refused, who cannot ask us for the reason.
 func refusalsTold(p *Pass, c *consul.Client) engine.Resource {
 	mine := refusedNotes + p.View.Self.Name
-	told := func(ctx context.Context, r mesh.Refusal) (text string, done bool, err error) {
+	refusalNote := func(ctx context.Context, r mesh.Refusal) (text string, done bool, err error) {
 		raw, err := json.Marshal(Refusal{Reason: r.Reason, Version: r.Member.Version})
 		if err != nil {
 			return "", false, err
@@ -110,12 +106,12 @@ func refusalsTold(p *Pass, c *consul.Client) engine.Resource {
 	var rs engine.All
 	for _, r := range p.Decision.TellRefused {
 		rs = append(rs, engine.New(func(ctx context.Context) ([]string, error) {
-			if _, done, err := told(ctx, r); done || err != nil {
+			if _, done, err := refusalNote(ctx, r); done || err != nil {
 				return nil, err
 			}
 			return []string{r.Member.String() + " is not told yet that it is refused: it " + r.Reason}, nil
 		}, func(ctx context.Context) error {
-			text, _, err := told(ctx, r)
+			text, _, err := refusalNote(ctx, r)
 			if err != nil {
 				return err
 			}

@@ -39,8 +39,8 @@ func (m *Memory) Close() {
 	}
 }
 
-// ledTo are the hosts that a person wrote, by the address to which they lead.
-func (m *Memory) ledTo(ctx context.Context, hosts []string) map[string][]string {
+// hostsByAddress are the hosts that a person wrote, by the address to which they lead.
+func (m *Memory) hostsByAddress(ctx context.Context, hosts []string) map[string][]string {
 	if m.hosts == nil {
 		m.hosts = node.Hosts(map[string][]netip.Addr{})
 	}
@@ -77,13 +77,13 @@ type Pass struct {
 	// unfinished: something of a peer was not there yet; the next pass is soon.
 	unfinished bool
 
-	heard   map[string]time.Duration
-	heardOf bool
-	silence error
+	answers   map[string]time.Duration
+	listened  bool
+	listenErr error
 }
 
-// begin looks and decides.
-func begin(ctx context.Context, n *node.Node, m *Memory, limit time.Duration) (*Pass, error) {
+// newPass looks and decides.
+func newPass(ctx context.Context, n *node.Node, m *Memory, limit time.Duration) (*Pass, error) {
 	v, err := observe(ctx, n, m, limit)
 	if err != nil {
 		return nil, err
@@ -104,11 +104,11 @@ const canaryWait = 3 * time.Second
 // once a pass, by the first who needs it: after the links are set up. Also a node
 // without members has its canary open from then on, since others may ask it.
 func (p *Pass) Heard(ctx context.Context) (map[string]time.Duration, error) {
-	if !p.heardOf {
-		p.heardOf = true
-		p.heard, p.silence = p.listen(ctx)
+	if !p.listened {
+		p.listened = true
+		p.answers, p.listenErr = p.listen(ctx)
 	}
-	return p.heard, p.silence
+	return p.answers, p.listenErr
 }
 
 func (p *Pass) listen(ctx context.Context) (map[string]time.Duration, error) {
@@ -141,10 +141,7 @@ type Result struct {
 // joined the WAN, say) the pass looks a second time. The error is what could not be
 // done.
 func Converge(ctx context.Context, n *node.Node, m *Memory) (Result, error) {
-	before, err := ReadStatus(ctx, n)
-	if err != nil {
-		return Result{Status: before}, err
-	}
+	before := ReadStatus(ctx, n)
 	if readMarks(n).LeavingWAN {
 		if err := endLeaving(ctx, n); err != nil {
 			return Result{Status: before}, err
@@ -152,7 +149,7 @@ func Converge(ctx context.Context, n *node.Node, m *Memory) (Result, error) {
 	}
 	result := Result{Status: before}
 	for look := 1; ; look++ {
-		p, err := begin(ctx, n, m, stepTime)
+		p, err := newPass(ctx, n, m, stepTime)
 		if err != nil {
 			return result, err
 		}
@@ -187,7 +184,7 @@ func (p *Pass) run(ctx context.Context) (engine.Report, error) {
 // Plan tells what a pass would do now, and what a person should know. Nothing is
 // changed.
 func Plan(ctx context.Context, n *node.Node, m *Memory) (engine.Report, []string, error) {
-	p, err := begin(ctx, n, m, stepTime)
+	p, err := newPass(ctx, n, m, stepTime)
 	if err != nil {
 		return nil, nil, err
 	}

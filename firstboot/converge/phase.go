@@ -23,7 +23,8 @@ var Phase = engine.Phase[*Pass]{
 		{Name: "registration", Text: "this node tells the others about itself", Open: withConsul(registered)},
 		{Name: "web-service", Text: "the others may read this node's users", When: joinable, Open: withDB(account)},
 		{Name: "rabbitmq-account", Text: "the mesh's federation account, with the least rights that work", Open: withBroker(federationAccount)},
-		// Half done, it is worse than late.
+		// A plugin that is enabled in part keeps the broker from federating: it gets its
+		// full time.
 		{Name: "rabbitmq-federation", Text: "RabbitMQ's federation runs", Deadline: node.FederationTime, Open: withBroker(federation)},
 		{Name: "rabbitmq-policy", Text: "the exchange xivo, and only it, is federated", Open: withBroker(policy)},
 		{Name: "wan", Text: "this node is in Consul's WAN with its peers", When: engine.First(joinable, hasPeersOrKeepsOut), Open: wan},
@@ -51,7 +52,7 @@ func documentInForce(p *Pass) engine.Skip {
 }
 
 func hasPeersOrKeepsOut(p *Pass) engine.Skip {
-	if p.Decision.KeepsOut == "" && len(p.Decision.Join) == 0 && p.View.WAN.Err == nil && p.View.Peers.Err == nil {
+	if p.Decision.KeepsOut == "" && len(p.Decision.Join) == 0 && p.View.Marks.LeftWAN == "" && p.View.WAN.Err == nil && p.View.Peers.Err == nil {
 		return "the document names no other node"
 	}
 	return ""

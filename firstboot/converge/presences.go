@@ -35,7 +35,7 @@ func credentialsOfMembers(p *Pass) engine.Resource {
 	}
 	return engine.All{
 		ctid.Credentials(n.Platform, n.Identity().Advertise, account, password, peers),
-		rereads(n, platform.CtidNG, "credentials", read, func(m *Marks) *string { return &m.Credentials }),
+		restartedSince(n, platform.CtidNG, "credentials", read, func(m *Marks) *string { return &m.Credentials }),
 	}
 }
 
@@ -112,8 +112,11 @@ func presencesOpened(ctx context.Context, p *Pass) (engine.Resource, error) {
 	}
 	return engine.New(func(context.Context) ([]string, error) {
 		var diff []string
+		m := readMarks(p.Node)
 		for _, o := range missing {
-			diff = append(diff, "xivo-ctid was not told of the one at "+o.address)
+			if m.Presences[o.uuid] != o.key {
+				diff = append(diff, "xivo-ctid was not told of the one at "+o.address)
+			}
 		}
 		return diff, errs
 	}, func(ctx context.Context) error {
@@ -128,7 +131,6 @@ func presencesOpened(ctx context.Context, p *Pass) (engine.Resource, error) {
 			}
 			m.Presences[o.uuid] = o.key
 		}
-		missing = nil
 		return p.Node.WriteState(node.MarksFile, m)
 	}), nil
 }

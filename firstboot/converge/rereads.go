@@ -8,9 +8,9 @@ import (
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/platform"
 )
 
-// rereads is a daemon that was started after what it reads at start last changed.
+// restartedSince is a daemon that was started after what it reads at start last changed.
 // The fingerprint of what it read is at mark.
-func rereads[T any](n *node.Node, daemon platform.Role, what string, wanted []T, read func(*Marks) *string) engine.Resource {
+func restartedSince[T any](n *node.Node, daemon platform.Role, what string, wanted []T, read func(*Marks) *string) engine.Resource {
 	now, service := fingerprint(wanted), n.Platform.Service(daemon)
 	return engine.New(func(ctx context.Context) ([]string, error) {
 		// A daemon that a person stopped reads them when he starts it.

@@ -18,7 +18,7 @@ func TestADaemonIsNotRestartedAgainAndAgain(t *testing.T) {
 	p := n.Platform
 	p.Init = init
 	read := func() engine.Resource {
-		return rereads(n, "xivo-dird", "sources", []string{"a source"}, func(m *Marks) *string { return &m.Directories })
+		return restartedSince(n, "xivo-dird", "sources", []string{"a source"}, func(m *Marks) *string { return &m.Directories })
 	}
 	// The state cannot be written, as on a full disk.
 	if err := os.MkdirAll(p.Path(filepath.Dir(platform.StateDir)), 0o755); err != nil {

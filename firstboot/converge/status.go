@@ -71,7 +71,7 @@ func Waits(ctx context.Context, n *node.Node) string {
 		return fmt.Sprintf("%s (%v); with `identity: keep` in %s, `xivo-firstboot run` makes this server a node", why, cmp.Or(d.Err, d.Missing), node.DocumentHint)
 	case action == node.LeaveAlone:
 		return why + "; `xivo-firstboot run` makes this server a node"
-	case action == node.Hold:
+	case action == node.InDoubt:
 		return why
 	case action != node.Unchanged && d.Err != nil:
 		return fmt.Sprintf("%s; that is still to be done, and cannot be with this document (cloud-init reads a corrected one only with a new instance-id): %v", why, d.Err)
@@ -97,7 +97,7 @@ func Waits(ctx context.Context, n *node.Node) string {
 
 // ReadStatus returns the status of the last pass. A node that never converged
 // is joining, or waiting for the reason why it did not become.
-func ReadStatus(ctx context.Context, n *node.Node) (Status, error) {
+func ReadStatus(ctx context.Context, n *node.Node) Status {
 	var s Status
 	if err := n.ReadState(node.StatusFile, &s); err != nil {
 		n.Log.Warn("the next pass writes it anew", "error", err)
@@ -109,7 +109,7 @@ func ReadStatus(ctx context.Context, n *node.Node) (Status, error) {
 		s.State, s.Why = Joining, "no pass has ended since this machine was booted"
 	}
 	s.Identity, s.Version = n.Identity(), n.Platform.Version.String()
-	return s, nil
+	return s
 }
 
 // conclude makes the status of a pass that just ended; failed joins the errors of
@@ -130,7 +130,7 @@ func (p *Pass) conclude(before Status, failed error) Status {
 	}
 	answered := 0
 	for _, m := range d.Members {
-		took, ok := p.heard[m.UUID.String()]
+		took, ok := p.answers[m.UUID.String()]
 		if ok {
 			answered++
 		}
@@ -139,7 +139,7 @@ func (p *Pass) conclude(before Status, failed error) Status {
 	if n.Document.Err != nil {
 		s.Errors = append(s.Errors, "the document is not in force, the last good one is: "+n.Document.Err.Error())
 	}
-	for _, err := range each(failed) {
+	for _, err := range unjoin(failed) {
 		s.Errors = append(s.Errors, err.Error())
 	}
 	s.State, s.Why = p.state(s, answered)
@@ -174,8 +174,8 @@ func (p *Pass) state(s Status, answered int) (State, string) {
 	return Joining, "no peer answered yet"
 }
 
-// each are the errors that were joined, one by one.
-func each(err error) []error {
+// unjoin are the errors that were joined, one by one.
+func unjoin(err error) []error {
 	joined, ok := err.(interface{ Unwrap() []error })
 	if !ok {
 		if err == nil {
@@ -185,7 +185,7 @@ func each(err error) []error {
 	}
 	var all []error
 	for _, e := range joined.Unwrap() {
-		all = append(all, each(e)...)
+		all = append(all, unjoin(e)...)
 	}
 	return all
 }

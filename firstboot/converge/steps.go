@@ -53,8 +53,8 @@ func withBroker(open func(*Pass, *rabbitmq.Client) engine.Resource) func(context
 	}
 }
 
-// lookedAgain is a resource whose change makes the pass look once more.
-func (p *Pass) lookedAgain(r engine.Resource) engine.Resource {
+// looksAgain is a resource whose change makes the pass look once more.
+func (p *Pass) looksAgain(r engine.Resource) engine.Resource {
 	return engine.New(r.Diff, func(ctx context.Context) error {
 		p.lookAgain = true
 		return r.Apply(ctx)
@@ -96,7 +96,7 @@ func federationAccount(p *Pass, b *rabbitmq.Client) engine.Resource {
 }
 
 func federation(p *Pass, b *rabbitmq.Client) engine.Resource {
-	return p.lookedAgain(p.Node.Federation(b))
+	return p.looksAgain(p.Node.Federation(b))
 }
 
 func policy(_ *Pass, b *rabbitmq.Client) engine.Resource { return b.Policy() }

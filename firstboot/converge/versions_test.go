@@ -214,7 +214,7 @@ func TestHostNamesOfOtherMachinesAreOnlyText(t *testing.T) {
 				t.Errorf("two have one name: %q", names)
 			}
 			got := strings.Split(nodetest.Ask[string](t, db, "SELECT directories FROM cticontexts WHERE name = 'default'"), ",")
-			got = slices.DeleteFunc(got, func(s string) bool { return !directory.Ours(s) })
+			got = slices.DeleteFunc(got, func(s string) bool { return !directory.OfMesh(s) })
 			slices.Sort(got)
 			slices.Sort(upstreams)
 			if !slices.Equal(got, upstreams) {

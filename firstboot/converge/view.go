@@ -3,6 +3,7 @@ package converge
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -96,17 +97,17 @@ type Broker struct {
 	Err       error
 	Upstreams []rabbitmq.FoundUpstream
 	Links     map[string]rabbitmq.Link
-	// LedTo are the hosts of upstreams that an operator made, by the address to
+	// HostsByAddress are the hosts of upstreams that an operator made, by the address to
 	// which they lead.
-	LedTo map[string][]string
+	HostsByAddress map[string][]string
 }
 
 // Directory is the directory sources that there are.
 type Directory struct {
 	Err     error
 	Sources []directory.Found
-	// LedTo is as in Broker.
-	LedTo map[string][]string
+	// HostsByAddress is as in Broker.
+	HostsByAddress map[string][]string
 }
 
 const (
@@ -126,10 +127,7 @@ const (
 // The error is one with which no pass can be made.
 func observe(ctx context.Context, n *node.Node, m *Memory, limit time.Duration) (*View, error) {
 	n.Servers.Redial()
-	before, err := ReadStatus(ctx, n)
-	if err != nil {
-		return nil, err
-	}
+	before := ReadStatus(ctx, n)
 	v := &View{
 		At:        time.Now().UTC(),
 		FirstPass: before.FirstPass,
@@ -170,10 +168,11 @@ func (w *WAN) observe(ctx context.Context, n *node.Node, m *Memory, v *View) err
 	if err != nil {
 		return err
 	}
-	if w.Notes, err = readNotes(ctx, c); err != nil {
+	notes, err := readNotes(ctx, n, c)
+	if err != nil {
 		return err
 	}
-	m.notes = w.Notes
+	w.Notes, m.notes = notes, notes
 	if w.Living, err = livingOthers(ctx, c, v.Self.Name); err != nil {
 		return err
 	}
@@ -238,17 +237,23 @@ func ask(ctx context.Context, n *node.Node, c *consul.Client, w consul.Member) (
 	return a
 }
 
-// readNotes reads what others left here.
-func readNotes(ctx context.Context, c *consul.Client) (Notes, error) {
+// readNotes reads what others left here. A note that is damaged counts for nothing,
+// and is told: whoever wrote it must not stop this node.
+func readNotes(ctx context.Context, n *node.Node, c *consul.Client) (Notes, error) {
 	texts, err := c.Notes(ctx, "", node.NotesPrefix)
 	if err != nil {
 		return Notes{}, err
 	}
-	return parseNotes(texts)
+	notes, damaged := parseNotes(texts)
+	if damaged != nil {
+		n.Log.Warn("a note in Consul's KV is not taken", "error", damaged)
+	}
+	return notes, nil
 }
 
-func parseNotes(texts map[string]string) (Notes, error) {
-	notes := Notes{Departed: parseDeparted(texts, "gone/"), Refusals: map[string]Refusal{}}
+// parseNotes returns those that can be read, and what is wrong with the others.
+func parseNotes(texts map[string]string) (notes Notes, damaged error) {
+	notes = Notes{Departed: parseDeparted(texts, "gone/"), Refusals: map[string]Refusal{}}
 	for key, text := range texts {
 		by, ok := strings.CutPrefix(key, "refused/")
 		if !ok {
@@ -256,11 +261,12 @@ func parseNotes(texts map[string]string) (Notes, error) {
 		}
 		var r Refusal
 		if err := json.Unmarshal([]byte(text), &r); err != nil {
-			return Notes{}, fmt.Errorf("the refusal of %s in Consul's KV: %w", by, err)
+			damaged = errors.Join(damaged, fmt.Errorf("the refusal of %s: %w", by, err))
+			continue
 		}
 		notes.Refusals[by] = r
 	}
-	return notes, nil
+	return notes, damaged
 }
 
 // parseDeparted reads notes strictly: one that does not tell a UUID and a time
@@ -292,11 +298,11 @@ func (b *Broker) observe(ctx context.Context, n *node.Node, m *Memory) error {
 	}
 	var hosts []string
 	for _, u := range b.Upstreams {
-		if !directory.Ours(u.Name) {
+		if !directory.OfMesh(u.Name) {
 			hosts = append(hosts, u.Hosts...)
 		}
 	}
-	b.LedTo = m.ledTo(ctx, hosts)
+	b.HostsByAddress = m.hostsByAddress(ctx, hosts)
 	return nil
 }
 
@@ -310,11 +316,11 @@ func (d *Directory) observe(ctx context.Context, n *node.Node, m *Memory) error 
 	}
 	var hosts []string
 	for _, s := range d.Sources {
-		if !s.Ours {
+		if !s.OfMesh {
 			hosts = append(hosts, s.Address)
 		}
 	}
-	d.LedTo = m.ledTo(ctx, hosts)
+	d.HostsByAddress = m.hostsByAddress(ctx, hosts)
 	return nil
 }
 

@@ -24,14 +24,25 @@ func wan(ctx context.Context, p *Pass) (engine.Resource, error) {
 	}
 	switch d := p.Decision; {
 	case d.AskAgain:
-		return p.lookedAgain(refusalForgotten(p, c)), nil
+		return p.looksAgain(refusalForgotten(p, c)), nil
 	case d.KeepsOut != "":
 		return wanLeft(p, c), nil
 	case len(d.Join) == 0:
-		return engine.All{}, p.View.Peers.Err
+		return returned(p.Node), p.View.Peers.Err
 	default:
-		return p.lookedAgain(c.JoinedWAN(d.Join)), nil
+		return engine.All{returned(p.Node), p.looksAgain(c.JoinedWAN(d.Join))}, nil
 	}
+}
+
+// returned is a node that does not keep out any more not being marked as one that
+// left the WAN: a boot would guard it as such.
+func returned(n *node.Node) engine.Resource {
+	return engine.New(func(context.Context) ([]string, error) {
+		if readMarks(n).LeftWAN == "" {
+			return nil, nil
+		}
+		return []string{"this node had left Consul's WAN, and comes back"}, nil
+	}, func(context.Context) error { return mark(n, func(m *Marks) { m.LeftWAN = "" }) })
 }
 
 // refusalForgotten: what was refused may be put right by now, so each start asks

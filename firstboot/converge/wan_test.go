@@ -112,7 +112,7 @@ func startNode(t *testing.T, ports wanPorts, number int, version string, id uuid
 // pass makes the part of a pass that Consul is enough for.
 func (w *wanNode) pass() error {
 	w.t.Helper()
-	p, err := begin(w.t.Context(), w.Node, &w.memory, stepTime)
+	p, err := newPass(w.t.Context(), w.Node, &w.memory, stepTime)
 	if err != nil {
 		return err
 	}

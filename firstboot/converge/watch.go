@@ -12,14 +12,14 @@ import (
 )
 
 const (
-	// every is how often the watch looks at the local agent's member list.
-	every = 3 * time.Second
-	// atLeast is how often a pass is made although nothing changed.
-	atLeast = time.Minute
+	// lookEvery is how often the watch looks at the local agent's member list.
+	lookEvery = 3 * time.Second
+	// passEvery is how often a pass is made although nothing changed.
+	passEvery = time.Minute
 	// eager is for how long after a change an unfinished mesh gets a pass at
 	// every look; after that, it gets one now and then.
-	eager    = 2 * time.Minute
-	patience = 15 * time.Second
+	eager      = 2 * time.Minute
+	retryEvery = 15 * time.Second
 )
 
 // Watch converges until ctx ends: at once, when the mesh, the document or the
@@ -28,7 +28,7 @@ const (
 func Watch(ctx context.Context, n *node.Node, told func(Result)) error {
 	var memory Memory
 	defer memory.Close()
-	ticker := time.NewTicker(every)
+	ticker := time.NewTicker(lookEvery)
 	defer ticker.Stop()
 
 	var lastPass, lastChange time.Time
@@ -44,7 +44,7 @@ func Watch(ctx context.Context, n *node.Node, told func(Result)) error {
 		if changed {
 			lastChange = time.Now()
 		}
-		wait := last.patience(time.Since(lastChange))
+		wait := last.nextPass(time.Since(lastChange))
 		if (changed || time.Since(lastPass) >= wait) && mayWork(n) {
 			lastSigns, lastPass = now, time.Now()
 			result, err := Converge(ctx, n, &memory)
@@ -58,7 +58,7 @@ func Watch(ctx context.Context, n *node.Node, told func(Result)) error {
 			last = result
 			told(result)
 			// However long the pass took, a person gets a turn before the next.
-			ticker.Reset(every)
+			ticker.Reset(lookEvery)
 		}
 		select {
 		case <-ctx.Done():
@@ -68,16 +68,16 @@ func Watch(ctx context.Context, n *node.Node, told func(Result)) error {
 	}
 }
 
-// patience is how long the next pass may wait where no sign of a change is seen.
-func (r Result) patience(sinceChange time.Duration) time.Duration {
+// nextPass is how long the next pass may wait where no sign of a change is seen.
+func (r Result) nextPass(sinceChange time.Duration) time.Duration {
 	settled := r.Status.State == Joined || r.Status.State == Alone
 	switch {
 	case settled && len(r.Status.NotManaged) == 0 && !r.Unfinished:
-		return atLeast
+		return passEvery
 	case sinceChange < eager:
 		return 0
 	}
-	return patience
+	return retryEvery
 }
 
 // mayWork takes the lock, unless somebody else has it, or what this machine is
@@ -98,7 +98,7 @@ func mayWork(n *node.Node) bool {
 // agent's member list, and what others left in its KV.
 func signs(ctx context.Context, n *node.Node) []string {
 	out := []string{"version " + n.Platform.Version.String(), fmt.Sprint("document ", fingerprint(string(cloudinit.UserData(n.Config()))), n.Document.Err)}
-	ctx, cancel := context.WithTimeout(ctx, every)
+	ctx, cancel := context.WithTimeout(ctx, lookEvery)
 	defer cancel()
 	n.Servers.AskAgain()
 	c, err := n.Servers.Consul(ctx)

@@ -36,7 +36,7 @@ func TestHowLongTheNextPassMayWait(t *testing.T) {
 		{"alone, and somebody has not answered", aloneUnfinished, time.Second, 0},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			if got := c.last.patience(c.sinceChange); got != c.want {
+			if got := c.last.nextPass(c.sinceChange); got != c.want {
 				t.Errorf("the next pass may wait for %s, want %s", got, c.want)
 			}
 		})

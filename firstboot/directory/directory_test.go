@@ -145,8 +145,8 @@ func TestOnEverySchema(t *testing.T) {
 				t.Fatal(err)
 			}
 			wantFound := []directory.Found{
-				{Name: nameA, Address: "10.0.0.1", Ours: true, Contexts: []string{"default"}},
-				{Name: nameB, Address: "10.0.0.2", Ours: true, Contexts: []string{"default"}},
+				{Name: nameA, Address: "10.0.0.1", OfMesh: true, Contexts: []string{"default"}},
+				{Name: nameB, Address: "10.0.0.2", OfMesh: true, Contexts: []string{"default"}},
 			}
 			if diff := cmp.Diff(wantFound, found, cmpopts.IgnoreFields(directory.Found{}, "Digest")); diff != "" {
 				t.Errorf("found (-want +got):\n%s", diff)
@@ -154,7 +154,7 @@ func TestOnEverySchema(t *testing.T) {
 
 			converge(t, directory.NoSource(conn, nameB))
 			asWanted(t, source(conn, peerA))
-			converge(t, directory.Nothing(conn))
+			converge(t, directory.NoMeshRows(conn))
 			if diff := cmp.Diff(before, dump(t, conn)); diff != "" {
 				t.Errorf("something is left, or changed (-before +after):\n%s", diff)
 			}

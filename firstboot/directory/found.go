@@ -13,7 +13,7 @@ import (
 type Found struct {
 	Name     string   // of the definition; of the source where it has none
 	Address  string   // the host of its uri
-	Ours     bool     // made by us; else by an operator
+	OfMesh   bool     // made by us; else by an operator
 	Contexts []string // that list it; none: nobody finds its users
 	// Digest changes whenever xivo-dird would read something else, passwords
 	// included, without telling them.
@@ -36,12 +36,12 @@ func Sources(ctx context.Context, conn *pgx.Conn) ([]Found, error) {
 		var definitions []definition
 		for _, d := range t.definitions {
 			// One uri links ours to an operator's source, too.
-			if t.linked(d, s) && Ours(d.Name) == Ours(s.Name) {
+			if t.linked(d, s) && OfMesh(d.Name) == OfMesh(s.Name) {
 				definitions = append(definitions, d)
 			}
 		}
 		f := t.found(s.Name, s, definitions)
-		if len(definitions) > 0 && !f.Ours {
+		if len(definitions) > 0 && !f.OfMesh {
 			f = t.found(definitions[0].Name, s, definitions)
 		}
 		seen[f.Name] = true
@@ -56,7 +56,7 @@ func Sources(ctx context.Context, conn *pgx.Conn) ([]Found, error) {
 }
 
 func (t *tables) found(name string, s source, definitions []definition) Found {
-	f := Found{Name: name, Ours: Ours(name), Contexts: t.listing(name)}
+	f := Found{Name: name, OfMesh: OfMesh(name), Contexts: t.listing(name)}
 	f.Address, _ = hostOf(s.URI)
 	raw, err := json.Marshal([]any{s, definitions, f.Contexts})
 	if err != nil {

@@ -37,8 +37,8 @@ var (
 	host = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?$`)
 )
 
-// Ours says whether a name is one that Name makes.
-func Ours(name string) bool { return meshName.MatchString(name) }
+// OfMesh says whether a name is one that Name makes.
+func OfMesh(name string) bool { return meshName.MatchString(name) }
 
 // uriOf is the one spelling that works: no path, no slash at the end.
 func uriOf(address string) (string, error) {

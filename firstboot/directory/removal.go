@@ -14,16 +14,16 @@ import (
 // name that it has (see Name). A name that Name does not make is refused.
 func NoSource(conn *pgx.Conn, name string) engine.Resource {
 	return inTables(conn, func(t *tables) ([]change, error) {
-		if !Ours(name) {
+		if !OfMesh(name) {
 			return nil, fmt.Errorf("directory: the source %q was not made by us and stays", name)
 		}
 		return removal(t, name), nil
 	})
 }
 
-// Nothing is the absence of all rows that this package makes, for every peer
+// NoMeshRows is the absence of all rows that this package makes, for every peer
 // and every generation of the secret.
-func Nothing(conn *pgx.Conn) engine.Resource {
+func NoMeshRows(conn *pgx.Conn) engine.Resource {
 	return comparison{conn, directoryTables + ", accesswebservice", func(ctx context.Context, q postgres.Querier) ([]change, error) {
 		t, err := read(ctx, q)
 		if err != nil {

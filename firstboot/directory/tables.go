@@ -143,7 +143,7 @@ func (t *tables) byHand(hosts ...string) (source, bool) {
 		wanted[host] = true
 	}
 	for _, s := range t.sources {
-		if host, port := hostOf(s.URI); s.Kind == "xivo" && !Ours(s.Name) && wanted[host] && port == confdPort {
+		if host, port := hostOf(s.URI); s.Kind == "xivo" && !OfMesh(s.Name) && wanted[host] && port == confdPort {
 			return s, true
 		}
 	}
@@ -173,5 +173,5 @@ func (t *tables) meshNames() []string {
 		}
 	}
 	slices.Sort(names)
-	return slices.DeleteFunc(slices.Compact(names), func(n string) bool { return !Ours(n) })
+	return slices.DeleteFunc(slices.Compact(names), func(n string) bool { return !OfMesh(n) })
 }

@@ -63,8 +63,9 @@ type Runner[S any] struct {
 }
 
 // Run runs the steps of a phase in order. With a journal, it can be cut off at
-// any instant and run again to the same end. The error is that of the steps, or
-// ctx's when it ended before all of them had their turn.
+// any instant and run again to the same end. The error is that of the steps. A ctx
+// that was cancelled ends the phase, after its last step too, with its error and no
+// stamp.
 func (r Runner[S]) Run(ctx context.Context, p Phase[S]) (Report, error) {
 	if p.Once && r.Journal.Done(p.Name) {
 		return nil, nil
@@ -116,7 +117,7 @@ func (r Runner[S]) Step(ctx context.Context, p Phase[S], i int) Event {
 			ctx, cancel = context.WithTimeout(ctx, limit)
 			defer cancel()
 		}
-		e.Changes, e.Err = s.bring(ctx, r.Subject, p.ID(s.Name))
+		e.Changes, e.Err = s.ensure(ctx, r.Subject, p.ID(s.Name))
 	}
 	e.Took = time.Since(start)
 	if e.Err == nil {
@@ -128,8 +129,8 @@ func (r Runner[S]) Step(ctx context.Context, p Phase[S], i int) Event {
 	return e
 }
 
-// bring brings the step's resource to what it should be and reads it again.
-func (s Step[S]) bring(ctx context.Context, subject S, id string) ([]string, error) {
+// ensure brings the step's resource to what it should be and reads it again.
+func (s Step[S]) ensure(ctx context.Context, subject S, id string) ([]string, error) {
 	resource, err := s.Open(ctx, subject)
 	if err != nil {
 		return nil, Named(s.Name, err)
@@ -155,7 +156,8 @@ func (s Step[S]) bring(ctx context.Context, subject S, id string) ([]string, err
 }
 
 // Plan tells what Run would do, from the same steps, and changes nothing. The
-// first step that cannot be read ends it, with that error.
+// first step that cannot be read ends it with that error, but in a phase that goes
+// on past errors.
 func (r Runner[S]) Plan(ctx context.Context, p Phase[S]) (Report, error) {
 	if p.Once && r.Journal != nil && r.Journal.Done(p.Name) {
 		return nil, nil
@@ -172,13 +174,15 @@ func (r Runner[S]) Plan(ctx context.Context, p Phase[S]) (Report, error) {
 				e.Follows = p.ID(s.After)
 			} else if e.Changes, e.Err = s.Diff(ctx, r.Subject); e.Err != nil {
 				e.Err = Named(p.ID(s.Name), e.Err)
-				return append(report, e), e.Err
+				if !p.GoOn {
+					return append(report, e), e.Err
+				}
 			}
 		}
 		differs[s.Name] = len(e.Changes) > 0 || e.Follows != ""
 		report = append(report, e)
 	}
-	return report, nil
+	return report, report.Err()
 }
 
 // Diff opens the step's resource and says what differs.

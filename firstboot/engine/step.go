@@ -20,8 +20,8 @@ type Step[S any] struct {
 	Name string
 	// Text says what is so when the step is done, for --help and the docs.
 	Text string
-	// When says why the step does not concern the subject. Nil: it always does.
-	// It looks at nothing but the subject.
+	// When says why the step does not concern the subject. Nil: it always does. It
+	// asks no server and changes nothing.
 	When func(S) Skip
 	// After is the step of the same phase that decides what this one finds, so
 	// that a plan cannot tell it as long as that one differs. "": none.

@@ -245,7 +245,7 @@ func TestALogThatBecomesALinkWinsNothing(t *testing.T) {
 	swap += `; mv sub real; ln -s "${1%/*}" sub; rm sub; mv real sub`
 	s.repeats(t, swap, func() {
 		logs := files.NoLogs(s.root, "/own")
-		emptied := files.Emptied(s.root, "/own/*.log", "/own/sub/*")
+		emptied := files.Empty(s.root, "/own/*.log", "/own/sub/*")
 		for deadline := time.Now().Add(time.Second); time.Now().Before(deadline); {
 			err := ends(t, func() error {
 				_, err := logs.Diff(t.Context())
@@ -263,7 +263,7 @@ func TestALogThatBecomesALinkWinsNothing(t *testing.T) {
 func TestAHardLinkToAFileOfRootsIsNotEmptied(t *testing.T) {
 	for name, open := range map[string]func(root string) engine.Resource{
 		"logs":    func(root string) engine.Resource { return files.NoLogs(root, "/own") },
-		"emptied": func(root string) engine.Resource { return files.Emptied(root, "/own/*.log") },
+		"emptied": func(root string) engine.Resource { return files.Empty(root, "/own/*.log") },
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := play(t)
@@ -284,7 +284,7 @@ func TestALinkOfADaemonLeadsOnlyToWhatIsItsOwn(t *testing.T) {
 		if err := absent(s).Apply(t.Context()); err == nil || !strings.Contains(err.Error(), "link of user 61234") {
 			t.Errorf("%v", err)
 		}
-		if err := files.Emptied(s.root, "/own/.ssh/*").Apply(t.Context()); err == nil {
+		if err := files.Empty(s.root, "/own/.ssh/*").Apply(t.Context()); err == nil {
 			t.Error("root's file was emptied")
 		}
 		if _, err := files.ReadFile(filepath.Join(s.own, ".ssh/shadow")); err == nil {
@@ -422,7 +422,7 @@ func TestWhatIsExchangedBetweenALookAndTheOpeningWinsNothing(t *testing.T) {
 					}
 				}
 			})
-			logs, emptied := files.NoLogs(s.root, "/own"), files.Emptied(s.root, "/own/file.log")
+			logs, emptied := files.NoLogs(s.root, "/own"), files.Empty(s.root, "/own/file.log")
 			must(t, ends(t, func() error {
 				for deadline := time.Now().Add(time.Second); time.Now().Before(deadline); {
 					if got, _ := files.ReadFile(file); string(got) == "root's" {

@@ -54,7 +54,7 @@ func TestAbsentTakesWhatMatchesAndNothingElse(t *testing.T) {
 func TestEmptiedKeepsTheFileAndItsMode(t *testing.T) {
 	root := t.TempDir()
 	write(t, root, "/var/log/xivo-ctid.log", "secret things")
-	empty := files.Emptied(root, "/var/log/*.log")
+	empty := files.Empty(root, "/var/log/*.log")
 	if diff, err := empty.Diff(t.Context()); err != nil || len(diff) != 1 {
 		t.Fatalf("before: %v, %v", diff, err)
 	}

@@ -156,9 +156,9 @@ func remove(name string) error {
 	return dir.removeAll(filepath.Base(name))
 }
 
-// Emptied is that all regular files that match one of the patterns are empty: they
+// Empty is that all regular files that match one of the patterns are empty: they
 // stay, with their owners and modes, for who wants to write on.
-func Emptied(root string, patterns ...string) engine.Resource {
+func Empty(root string, patterns ...string) engine.Resource {
 	s := server(root)
 	full := func() ([]string, error) {
 		found, err := s.find(patterns)

@@ -1,7 +1,7 @@
 // Package kvexport is the export of Consul's KV. Consul's state carries the
 // identity of the server that it was copied from, so become empties it; from then
-// until the restore was verified, the export is the only place that has people's
-// contacts. What is on disk, by its state:
+// until the export is retired, it may be all that there is of people's contacts: it
+// is completed, and never replaced. What is on disk, by its state:
 //
 //	state     the file  journal                      Consul's folder
 //	none      -         -                            the KV
@@ -102,7 +102,8 @@ type Surroundings struct {
 	// SealedSum is the SHA-256 of the export that a seal put into the image; "" for
 	// none.
 	SealedSum func() string
-	// Consul is the client of the Consul that runs.
+	// Runs says whether Consul does; Consul is the client of one that runs.
+	Runs   func(context.Context) (bool, error)
 	Consul func(context.Context) (*consul.Client, error)
 }
 
@@ -137,6 +138,18 @@ func (e *Export) file() string { return e.platform.Path(File) }
 
 // exportTime bounds one export.
 const exportTime = time.Minute
+
+// Now exports the KV from Consul where it runs, else from its files at rest.
+func (e *Export) Now(ctx context.Context) error {
+	up, err := e.around.Runs(ctx)
+	switch {
+	case err != nil:
+		return err
+	case up:
+		return e.FromConsul(ctx)
+	}
+	return e.AtRest(ctx)
+}
 
 // FromConsul exports the KV of the Consul that runs.
 func (e *Export) FromConsul(ctx context.Context) error {
@@ -181,9 +194,9 @@ func (e *Export) Put(export func(file string) error) error {
 	return os.Rename(beside, file)
 }
 
-// Made is an export that holds what Consul does, or did before its state was
+// UpToDate is an export that holds what Consul does, or did before its state was
 // removed; how makes one.
-func (e *Export) Made(how func(context.Context) error) engine.Resource {
+func (e *Export) UpToDate(how func(context.Context) error) engine.Resource {
 	return engine.New(func(context.Context) ([]string, error) {
 		state, err := e.State()
 		if err != nil {
@@ -225,11 +238,11 @@ func (e *Export) consulMayHoldMore() (bool, error) {
 	return true, nil
 }
 
-// ConsulEmptied is Consul without its old state. It refuses as long as there is no
+// NoConsulState is Consul without its old state. It refuses as long as there is no
 // export, or a process has files of that state open: what Consul writes after the
 // export is not in it.
-func (e *Export) ConsulEmptied() engine.Resource {
-	emptied := consul.Emptied(e.platform)
+func (e *Export) NoConsulState() engine.Resource {
+	emptied := consul.NoState(e.platform)
 	return engine.New(emptied.Diff, func(ctx context.Context) error {
 		if _, err := os.Stat(e.file()); err != nil {
 			return fmt.Errorf("the KV's export is missing, so Consul's state stays: %w", err)
@@ -283,8 +296,6 @@ func Inherited(original engine.Journal) (id string) {
 	return ""
 }
 
-// Redo makes a become that was cut off export and empty once more: Consul may have
-// run since, and hold what the export does not.
-func Redo(j engine.Journal) error {
-	return errors.Join(engine.Redo(j, "become."+ExportStep), engine.Redo(j, "become."+EmptyStep))
-}
+// RedoneSteps are those of a become that was cut off which are done once more, as the
+// journal has them: Consul may have run since, and hold what the export does not.
+var RedoneSteps = []string{"become." + ExportStep, "become." + EmptyStep}

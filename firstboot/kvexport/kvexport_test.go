@@ -222,8 +222,8 @@ func (m *machine) phases() (become, settle engine.Phase[*machine]) {
 		return engine.Step[*machine]{Name: name, Text: name, Open: func(context.Context, *machine) (engine.Resource, error) { return r(), nil }}
 	}
 	become = engine.Phase[*machine]{Name: "become", Once: true, Steps: []engine.Step[*machine]{
-		step(kvexport.ExportStep, func() engine.Resource { return m.Made(m.exported) }),
-		step(kvexport.EmptyStep, m.ConsulEmptied),
+		step(kvexport.ExportStep, func() engine.Resource { return m.UpToDate(m.exported) }),
+		step(kvexport.EmptyStep, m.NoConsulState),
 	}}
 	settle = engine.Phase[*machine]{Name: "settle", Once: true, Steps: []engine.Step[*machine]{
 		step(kvexport.ImportStep, m.restored),
@@ -313,10 +313,10 @@ func TestWhatCannotBeReadIsNoState(t *testing.T) {
 	if s, err := m.State(); s != "" || err == nil {
 		t.Errorf("%q, %v", s, err)
 	}
-	if diff, err := m.Made(m.exported).Diff(t.Context()); diff != nil || err == nil {
+	if diff, err := m.UpToDate(m.exported).Diff(t.Context()); diff != nil || err == nil {
 		t.Errorf("%q, %v", diff, err)
 	}
-	if err := m.ConsulEmptied().Apply(t.Context()); err == nil || m.read(t, raft) == nil {
+	if err := m.NoConsulState().Apply(t.Context()); err == nil || m.read(t, raft) == nil {
 		t.Errorf("Consul was emptied: %v", err)
 	}
 }
@@ -393,7 +393,7 @@ func TestEveryTransition(t *testing.T) {
 			kvexport.Retired:  leads(kvexport.Retired, kvexport.Exported, replaced),
 		}},
 		{"the export that become wants", func(t *testing.T, m *machine) error {
-			return engine.Ensure(t.Context(), m.Made(m.exported))
+			return engine.Ensure(t.Context(), m.UpToDate(m.exported))
 		}, map[kvexport.State]outcome{
 			kvexport.None:     leads(kvexport.None, kvexport.Exported, replaced),
 			kvexport.Exported: leads(kvexport.Exported, kvexport.Exported, replaced),
@@ -402,7 +402,7 @@ func TestEveryTransition(t *testing.T) {
 			kvexport.Restored: leads(kvexport.Restored, kvexport.Restored, completed),
 			kvexport.Retired:  leads(kvexport.Retired, kvexport.Exported, replaced),
 		}},
-		{"emptying Consul", func(t *testing.T, m *machine) error { return m.ConsulEmptied().Apply(t.Context()) }, map[kvexport.State]outcome{
+		{"emptying Consul", func(t *testing.T, m *machine) error { return m.NoConsulState().Apply(t.Context()) }, map[kvexport.State]outcome{
 			kvexport.None:     refused(kvexport.None, missing),
 			kvexport.Exported: leads(kvexport.Exported, kvexport.Emptied, emptied),
 			kvexport.Emptying: leads(kvexport.Emptying, kvexport.Emptied, emptied),
@@ -419,7 +419,7 @@ func TestEveryTransition(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer open.Close()
-			return m.ConsulEmptied().Apply(t.Context())
+			return m.NoConsulState().Apply(t.Context())
 		}, map[kvexport.State]outcome{
 			kvexport.None:     refused(kvexport.None, missing),
 			kvexport.Exported: refused(kvexport.Exported, "stop it first"),
@@ -430,7 +430,7 @@ func TestEveryTransition(t *testing.T) {
 		}},
 		{"emptying Consul, cut off before", func(t *testing.T, m *machine) error {
 			m.journal.before = func(id string, s engine.State) error { return errors.New("cut off before " + string(s)) }
-			return m.ConsulEmptied().Apply(t.Context())
+			return m.NoConsulState().Apply(t.Context())
 		}, map[kvexport.State]outcome{
 			kvexport.None:     refused(kvexport.None, missing),
 			kvexport.Exported: refused(kvexport.Exported, "cut off before running"),
@@ -446,7 +446,7 @@ func TestEveryTransition(t *testing.T) {
 				open, err = os.Open(m.platform.Path(platform.ConsulDataDir, "master_token"))
 				return err
 			}
-			err := m.ConsulEmptied().Apply(t.Context())
+			err := m.NoConsulState().Apply(t.Context())
 			open.Close()
 			return err
 		}, map[kvexport.State]outcome{
@@ -464,7 +464,7 @@ func TestEveryTransition(t *testing.T) {
 				}
 				return nil
 			}
-			return m.ConsulEmptied().Apply(t.Context())
+			return m.NoConsulState().Apply(t.Context())
 		}, map[kvexport.State]outcome{
 			kvexport.None:     refused(kvexport.None, missing),
 			kvexport.Exported: {kvexport.Emptying, states[kvexport.Exported].with(func(d *disk) { emptied(d); d.Stamps[removed] = engine.Running }), "cut off"},
@@ -554,10 +554,10 @@ func TestTheExportOfASeal(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			m := was.machine(t)
 			m.journal = nil
-			if err := engine.Ensure(t.Context(), m.Made(m.exported)); err != nil || !m.Fresh() {
+			if err := engine.Ensure(t.Context(), m.UpToDate(m.exported)); err != nil || !m.Fresh() {
 				t.Fatal(err)
 			}
-			if err := engine.Ensure(t.Context(), m.ConsulEmptied()); err != nil {
+			if err := engine.Ensure(t.Context(), m.NoConsulState()); err != nil {
 				t.Fatal(err)
 			}
 			if diff := cmp.Diff(disk{File: since}, m.look(t)); diff != "" {
@@ -567,11 +567,11 @@ func TestTheExportOfASeal(t *testing.T) {
 			clone := disk{File: since}.machine(t)
 			clone.sum = manifest.Sum([]byte(since.export()))
 			clone.write(t, raft, "of a Consul that somebody started")
-			if diff, err := clone.Made(clone.exported).Diff(t.Context()); diff != nil || err != nil {
+			if diff, err := clone.UpToDate(clone.exported).Diff(t.Context()); diff != nil || err != nil {
 				t.Errorf("its clone would export %q, %v", diff, err)
 			}
 			clone.sum = manifest.Sum([]byte("another export"))
-			if diff, err := clone.Made(clone.exported).Diff(t.Context()); diff == nil || err != nil {
+			if diff, err := clone.UpToDate(clone.exported).Diff(t.Context()); diff == nil || err != nil {
 				t.Errorf("with the manifest of another image, its clone exports nothing: %v", err)
 			}
 		})
@@ -613,7 +613,7 @@ func TestAnExportIsMadeAgainWhereConsulMayHoldMore(t *testing.T) {
 			if err := c.change(m); err != nil {
 				t.Fatal(err)
 			}
-			diff, err := m.Made(m.exported).Diff(t.Context())
+			diff, err := m.UpToDate(m.exported).Diff(t.Context())
 			if got := strings.Join(diff, "; "); got != c.says || err != nil {
 				t.Errorf("%q, %v; want %q", got, err, c.says)
 			}
@@ -636,7 +636,7 @@ func TestAResumedBecomeCompletesTheOriginalExport(t *testing.T) {
 	} {
 		t.Run(what, func(t *testing.T) {
 			m := disk{File: old, Consul: since, Stamps: stamps(exportDone, engine.Done, removed, c.gone, emptyStep, c.reset)}.machine(t)
-			if err := kvexport.Redo(m.journal); err != nil {
+			if err := redo(m.journal); err != nil {
 				t.Fatal(err)
 			}
 			if m.journal.Done(exportDone) || m.journal.Done(emptyStep) || !m.journal.Begun(emptyStep) {
@@ -684,7 +684,7 @@ func TestNothingOfTheKVIsLostWhereverABecomeIsCutOff(t *testing.T) {
 			})
 			become, settle := again.phases()
 			if !m.journal.Done(become.Name) {
-				if err := kvexport.Redo(m.journal); err != nil {
+				if err := redo(m.journal); err != nil {
 					rt.Fatal(err)
 				}
 			}
@@ -750,9 +750,9 @@ func TestALostExportIsNotMadeAnew(t *testing.T) {
 				t.Fatalf("%s, %v", s, err)
 			}
 			for what, err := range map[string]error{
-				"the step that exports": engine.Ensure(t.Context(), m.Made(m.exported)),
+				"the step that exports": engine.Ensure(t.Context(), m.UpToDate(m.exported)),
 				"an export":             m.exported(t.Context()),
-				"emptying Consul":       m.ConsulEmptied().Apply(t.Context()),
+				"emptying Consul":       m.NoConsulState().Apply(t.Context()),
 			} {
 				if err == nil || !strings.Contains(err.Error(), "kv.json") {
 					t.Errorf("%s says %v, want what is gone", what, err)
@@ -767,4 +767,13 @@ func TestALostExportIsNotMadeAnew(t *testing.T) {
 			}
 		})
 	}
+}
+
+// redo is what becomes of the journal of a become that was cut off.
+func redo(j engine.Journal) error {
+	var errs []error
+	for _, id := range kvexport.RedoneSteps {
+		errs = append(errs, engine.Redo(j, id))
+	}
+	return errors.Join(errs...)
 }

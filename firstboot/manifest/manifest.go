@@ -14,6 +14,9 @@ import (
 	"time"
 )
 
+// Format is the one version of the file that this program writes and reads.
+const Format = 1
+
 // Manifest is what a seal did. It goes home with the build, and stays in the
 // image, where a first boot compares it with what it finds.
 type Manifest struct {
@@ -36,7 +39,7 @@ type Operation struct {
 	Counterpart string `json:"counterpart"`
 	// Removed is what was found and taken out.
 	Removed []string `json:"removed,omitempty"`
-	// Earlier is when, where an earlier seal took it out and this one found nothing.
+	// Earlier is when an earlier seal took Removed out; nil: this one did.
 	Earlier *time.Time `json:"earlier,omitempty"`
 	// Disabled: left out on request, so nothing is proved.
 	Disabled bool `json:"disabled,omitempty"`
@@ -58,8 +61,8 @@ func Read(file string) (*Manifest, error) {
 	if err := json.Unmarshal(raw, m); err != nil {
 		return nil, fmt.Errorf("seal manifest: %s is damaged (%w): bake the image anew", file, err)
 	}
-	if m.Format != 1 {
-		return nil, fmt.Errorf("seal manifest: %s has format %d, this program knows 1: bake the image with the same release", file, m.Format)
+	if m.Format != Format {
+		return nil, fmt.Errorf("seal manifest: %s has format %d, this program knows %d: bake the image with the same release", file, m.Format, Format)
 	}
 	return m, nil
 }

@@ -15,11 +15,12 @@ import (
 	"github.com/xivo-mesh/packer-plugin-xivo/cloudinit"
 )
 
-// elsewhere is an address of the documentation range: nothing is ever sent to
+// routeProbe is an address of the documentation range: nothing is ever sent to
 // it, it only asks the kernel for the default route.
-const elsewhere = "192.0.2.1"
+const routeProbe = "192.0.2.1"
 
-// LocalAddresses returns the IPv4 addresses of this machine's interfaces.
+// LocalAddresses returns the IPv4 addresses of this machine, each with the name of
+// its interface.
 func LocalAddresses() (map[netip.Addr]string, error) {
 	interfaces, err := net.Interfaces()
 	if err != nil {
@@ -41,8 +42,9 @@ func LocalAddresses() (map[netip.Addr]string, error) {
 }
 
 // OtherAddresses resolves the document's peers, IPv4 addresses or host names, and
-// returns the addresses of those that are not this node, each once. A peer that
-// cannot be resolved is in the error; the others are returned.
+// returns the addresses of those that are not this node, each once: of a name with
+// several addresses, the first. It takes 5 s at most. A peer that cannot be resolved
+// is in the error; the others are returned.
 func OtherAddresses(ctx context.Context, peers []string) ([]string, error) {
 	local, err := LocalAddresses()
 	if err != nil {
@@ -116,6 +118,8 @@ const namesWait = time.Minute
 // Advertise decides the IPv4 address at which the others reach this node, as the
 // document says: its own, that of an interface, or the one from which the kernel
 // reaches the peers. An address that no interface of this machine has is refused.
+// Where the machine has several addresses and no peer's name resolves, it waits for
+// the name servers, 1 min at most, and then fails.
 func Advertise(ctx context.Context, c *cloudinit.Config) (string, error) {
 	local, err := LocalAddresses()
 	if err != nil {
@@ -156,7 +160,7 @@ func Advertise(ctx context.Context, c *cloudinit.Config) (string, error) {
 		}
 		return "", fmt.Errorf("advertise: no name among the peers can be resolved (%w), so nothing tells which of its addresses this machine has for them: %s; mend that, or set `advertise` to one", err, list(local))
 	}
-	for _, to := range append(peers, elsewhere) {
+	for _, to := range append(peers, routeProbe) {
 		// Connecting a UDP socket sends nothing: the kernel picks the route.
 		conn, err := net.Dial("udp4", net.JoinHostPort(to, "9"))
 		if err != nil {

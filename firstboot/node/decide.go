@@ -54,8 +54,8 @@ const (
 	Resume Action = "resume"
 	// Unchanged changes nothing: this instance has become already.
 	Unchanged Action = "unchanged"
-	// Hold changes nothing, and keeps out of the mesh until a person decides.
-	Hold Action = "hold"
+	// InDoubt changes nothing, and keeps out of the mesh until a person decides.
+	InDoubt Action = "hold"
 	// LeaveAlone changes nothing: a XiVO that nobody asked to change.
 	LeaveAlone Action = "leave alone"
 )
@@ -66,8 +66,8 @@ type Found struct {
 	Journal  *Journal
 	Instance Instance
 	Document *cloudinit.Config
-	// First: there is a document, and the node became without one.
-	First bool
+	// Pending: there is a document, and the node became without one.
+	Pending bool
 	// Confirmed: a person says that this machine is a copy.
 	Confirmed bool
 }
@@ -80,7 +80,7 @@ func (n *Node) Decide(confirmed bool) (Action, string) {
 		Instance: n.Instance,
 		Document: n.Config(),
 		// Another process may have taken it since it was read.
-		First:     n.Document.First != nil && n.Identity().NoDocument,
+		Pending:   n.Document.Pending != nil && n.Identity().NoDocument,
 		Confirmed: confirmed,
 	})
 }
@@ -96,10 +96,10 @@ func Decide(f Found) (Action, string) {
 		case how == doubtful && f.Confirmed:
 			return TakeOn, "confirmed by a person: " + why
 		case how == doubtful:
-			return Hold, why + ": if this is a copy, run `xivo-firstboot run --confirm`; if it is the same machine, `xivo-firstboot become --same`"
+			return InDoubt, why + ": if this is a copy, run `xivo-firstboot run --confirm`; if it is the same machine, `xivo-firstboot become --same`"
 		case !f.Journal.Became():
 			return Resume, "a become of this instance was cut off"
-		case f.First && f.Journal.Settled():
+		case f.Pending && f.Journal.Settled():
 			return Adopt, "this node became without a document, and has one now"
 		}
 		return Unchanged, why

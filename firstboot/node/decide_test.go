@@ -59,20 +59,20 @@ func TestDecide(t *testing.T) {
 		{"the firmware swaps its bytes", node.Found{Journal: was, Instance: instance("i-1", productA2)}, node.Unchanged},
 		{"the product UUID is not told any more", node.Found{Journal: was, Instance: instance("i-1", "")}, node.Unchanged},
 
-		{"the first document of a node that became without one", node.Found{Journal: settled, Instance: instance("i-1", productA), First: true}, node.Adopt},
-		{"that document, while the node has not settled", node.Found{Journal: was, Instance: instance("i-1", productA), First: true}, node.Unchanged},
-		{"that document, while the become was cut off", node.Found{Journal: begun, Instance: instance("i-1", productA), First: true}, node.Resume},
-		{"that document, and one sign of a clone", node.Found{Journal: settled, Instance: instance("i-2", productA), First: true}, node.Hold},
+		{"the first document of a node that became without one", node.Found{Journal: settled, Instance: instance("i-1", productA), Pending: true}, node.Adopt},
+		{"that document, while the node has not settled", node.Found{Journal: was, Instance: instance("i-1", productA), Pending: true}, node.Unchanged},
+		{"that document, while the become was cut off", node.Found{Journal: begun, Instance: instance("i-1", productA), Pending: true}, node.Resume},
+		{"that document, and one sign of a clone", node.Found{Journal: settled, Instance: instance("i-2", productA), Pending: true}, node.InDoubt},
 
 		{"clone of a node: both signs", node.Found{Journal: was, Instance: instance("i-2", productB)}, node.TakeOn},
 		{"clone where no product UUID is known", node.Found{Journal: noProduct, Instance: instance("i-2", "")}, node.TakeOn},
 		{"clone of a node that was cut off", node.Found{Journal: begun, Instance: instance("i-2", productB)}, node.TakeOn},
 		{"a copied keep is void", node.Found{Journal: was, Instance: instance("i-2", productB), Document: keep}, node.TakeOn},
 
-		{"only the instance id changed", node.Found{Journal: was, Instance: instance("i-2", productA)}, node.Hold},
-		{"only the instance id changed, bytes swapped", node.Found{Journal: was, Instance: instance("i-2", productA2)}, node.Hold},
-		{"only the hardware changed", node.Found{Journal: was, Instance: instance("i-1", productB)}, node.Hold},
-		{"only the hardware changed, and the seed is detached", node.Found{Journal: was, Instance: instance("", productB)}, node.Hold},
+		{"only the instance id changed", node.Found{Journal: was, Instance: instance("i-2", productA)}, node.InDoubt},
+		{"only the instance id changed, bytes swapped", node.Found{Journal: was, Instance: instance("i-2", productA2)}, node.InDoubt},
+		{"only the hardware changed", node.Found{Journal: was, Instance: instance("i-1", productB)}, node.InDoubt},
+		{"only the hardware changed, and the seed is detached", node.Found{Journal: was, Instance: instance("", productB)}, node.InDoubt},
 		{"a doubt that a person confirmed", node.Found{Journal: was, Instance: instance("i-1", productB), Confirmed: true}, node.TakeOn},
 		{"confirming what is no doubt changes nothing", node.Found{Journal: was, Instance: instance("i-1", productA), Confirmed: true}, node.Unchanged},
 	} {
@@ -100,7 +100,7 @@ func TestAMachineThatWasMovedStaysWhatItIs(t *testing.T) {
 		n.Journal = n.NewJournal(node.Identity{UUID: uuid.New()})
 		nodetest.Done(t, n, node.Become)
 		n.Instance = c.now
-		if action, why := n.Decide(false); action != node.Hold {
+		if action, why := n.Decide(false); action != node.InDoubt {
 			t.Fatalf("before: %s (%s)", action, why)
 		}
 		if err := errors.Join(n.MakeStateDir(), n.Moved()); err != nil {

@@ -22,9 +22,9 @@ type Document struct {
 	Err error
 	// Missing is where one was looked for in vain, which is no error.
 	Missing error
-	// First is the first document of a node that became without one: it is in
+	// Pending is the first document of a node that became without one: it is in
 	// force from the next become on.
-	First *cloudinit.Config
+	Pending *cloudinit.Config
 }
 
 // readDocument prefers the user's document, and falls back to the last good one of
@@ -35,7 +35,7 @@ func (n *Node) readDocument() Document {
 	switch {
 	case err != nil:
 	case n.sameInstance() && n.Journal.Identity.NoDocument:
-		d.First = given
+		d.Pending = given
 	default:
 		if err = n.checkKeptForLife(given); err == nil {
 			d.Config = given

@@ -68,8 +68,8 @@ func readJournal(file string) (*Journal, error) {
 	return parseJournal(raw, file)
 }
 
-// parseJournal refuses all that is not a whole journal: to take it for none, or
-// for half of one, would be to change an identity in doubt.
+// parseJournal refuses all that is not a whole journal: without it, an identity could
+// be changed in doubt.
 func parseJournal(raw []byte, file string) (*Journal, error) {
 	j := &Journal{file: file}
 	if err := json.Unmarshal(raw, j); err != nil {
@@ -114,6 +114,16 @@ func (n *Node) NewJournal(id Identity) *Journal {
 
 // Save writes the journal; it is on the disk when it returns.
 func (j *Journal) Save() error { return writeJSON(j.file, j) }
+
+// Undo makes steps run again that were done; that they were begun stays known.
+// Nothing is written before Save.
+func (j *Journal) Undo(ids ...string) {
+	for _, id := range ids {
+		if j.Done(id) {
+			j.Steps[id] = engine.Stamp{State: engine.Running, At: time.Now().UTC()}
+		}
+	}
+}
 
 // Stamp implements engine.Journal.
 func (j *Journal) Stamp(id string, s engine.State) error {

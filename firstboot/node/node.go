@@ -5,10 +5,12 @@
 package node
 
 import (
+	"context"
 	"log/slog"
 	"os"
 
 	"github.com/xivo-mesh/packer-plugin-xivo/cloudinit"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/consul"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/engine"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/kvexport"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/manifest"
@@ -73,7 +75,10 @@ func New(p *platform.Platform, log *slog.Logger) *Node {
 			}
 			return n.Seal.Manifest.KV
 		},
-		Consul: n.Servers.Consul,
+		Runs: func(ctx context.Context) (bool, error) {
+			return p.Init.Active(ctx, p.Service(platform.Consul))
+		},
+		Consul: func(ctx context.Context) (*consul.Client, error) { return n.Servers.Consul(ctx) },
 	})
 	return n
 }
@@ -100,7 +105,7 @@ func (n *Node) Reload() (changed bool) {
 	if p, err := platform.Detect(n.Platform.Root); err != nil {
 		n.Log.Warn("going on as the version of before", "error", err)
 	} else {
-		n.Platform = p
+		*n.Platform = *p // which others hold, too
 	}
 	next := n.readDocument()
 	if next.Err != nil && (n.Document.Err == nil || next.Err.Error() != n.Document.Err.Error()) {

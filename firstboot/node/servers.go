@@ -105,9 +105,9 @@ func (s *Servers) Redial() {
 	s.consul, s.broker = nil, nil
 }
 
-// RestartBroker restarts it once in the life of this process: every message of
-// this server goes through the broker, and a second restart would not help either.
-// A restart that ctx left no time to begin may be tried again.
+// RestartBroker restarts the broker, at most once a process: every message of this
+// server goes through it. The error says that it was restarted before, or that ctx
+// has ended, after which a later call may.
 func (s *Servers) RestartBroker(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return err

@@ -19,7 +19,7 @@ const (
 	LockFile     = platform.StateDir + "/lock"
 	ManifestFile = platform.StateDir + "/seal.json"
 	MembersFile  = platform.StateDir + "/members.json"
-	// MembershipFile is there when this node left, and when it came back.
+	// MembershipFile is when this node last registered, and whom it left.
 	MembershipFile = platform.StateDir + "/membership.json"
 	StatusFile     = platform.StateDir + "/status.json"
 	MarksFile      = platform.StateDir + "/marks.json"

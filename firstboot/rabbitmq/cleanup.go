@@ -17,14 +17,14 @@ import (
 // makes on its upstream; the downstream's cluster name follows.
 const downstreamQueue = "federation: xivo -> "
 
-// nothingFederated is the resource of Client.NothingFederated.
+// nothingFederated is the resource of Client.NoFederation.
 type nothingFederated struct{ client *Client }
 
-// NothingFederated takes out what ties this broker to others: every upstream,
+// NoFederation takes out what ties this broker to others: every upstream,
 // somebody's own included, the mesh's policy, every account of the mesh, and the
 // queues that downstreams left here. For the seal, and for a clone that woke
 // up with another node's broker. The users of XiVO and the bus stay.
-func (c *Client) NothingFederated() engine.Resource { return nothingFederated{c} }
+func (c *Client) NoFederation() engine.Resource { return nothingFederated{c} }
 
 func (n nothingFederated) Diff(ctx context.Context) ([]string, error) {
 	found, err := n.ties(ctx)

@@ -72,7 +72,7 @@ func TestAnswersThatAreNoneAreErrors(t *testing.T) {
 		"GET /api/users/":                         "200 []",
 		"GET /api/queues/%2F":                     "200 []",
 	})
-	if _, err := c.NothingFederated().Diff(t.Context()); err == nil {
+	if _, err := c.NoFederation().Diff(t.Context()); err == nil {
 		t.Fatal("a broker without users was believed")
 	}
 }

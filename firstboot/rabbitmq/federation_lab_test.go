@@ -343,9 +343,9 @@ func TestTwoBrokersFederate(t *testing.T) {
 
 	t.Run("nothing federated takes all of it out, and the users of XiVO stay", func(t *testing.T) {
 		// Once a is gone, its queue on b is what was left there.
-		become(t, ca.NothingFederated())
+		become(t, ca.NoFederation())
 		eventually(t, "b's cleaning", func() error {
-			if err := cb.NothingFederated().Apply(t.Context()); err != nil {
+			if err := cb.NoFederation().Apply(t.Context()); err != nil {
 				return err
 			}
 			if body := get(t, b.api+"/api/queues/%2F"); strings.Contains(body, downstreamQueue) {
@@ -353,7 +353,7 @@ func TestTwoBrokersFederate(t *testing.T) {
 			}
 			return nil
 		})
-		wanted(t, cb.NothingFederated())
+		wanted(t, cb.NoFederation())
 		if users := get(t, b.api+"/api/users"); !strings.Contains(users, `"guest"`) || strings.Contains(users, account) {
 			t.Fatalf("users %s", users)
 		}
@@ -440,7 +440,7 @@ func TestBrokerOfACopy(t *testing.T) {
 		if err != nil || len(found) != 1 {
 			t.Fatalf("it is no copy: upstreams %v, %v", found, err)
 		}
-		become(t, cb.NothingFederated())
+		become(t, cb.NoFederation())
 		become(t, cb.ClusterName("xivo-c-33333333"))
 		become(t, cb.Federation(p, restart))
 	})

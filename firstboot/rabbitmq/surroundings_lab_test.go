@@ -93,7 +93,7 @@ func TestSurroundingsOfTheBroker(t *testing.T) {
 		waitFails(t, c)
 		for name, s := range map[string]engine.Resource{
 			"name": c.ClusterName("x"), "account": c.FederationUser(account, password), "policy": c.Policy(),
-			"upstream": c.Upstream(upstreamTo("xivomeshother", b)), "clean": c.NothingFederated(),
+			"upstream": c.Upstream(upstreamTo("xivomeshother", b)), "clean": c.NoFederation(),
 		} {
 			if diff, err := s.Diff(t.Context()); err == nil || diff != nil {
 				t.Errorf("%s: silence is an answer: %q", name, diff)

@@ -19,6 +19,11 @@ type Operation struct {
 	engine.Step[*node.Node]
 	// Counterpart gives a clone, at its first boot, its own of what was taken out.
 	Counterpart Counterpart
+	// NeededByClones: without it no clone becomes, so that nothing may be taken out
+	// whose counterpart is a step of ours.
+	NeededByClones bool
+	// Needs is the operation without which what this one takes out would be lost.
+	Needs string
 }
 
 // Counterpart is a step of our first boot, PHASE.STEP, or else whoever does it.
@@ -56,36 +61,36 @@ const (
 // first ones.
 func Operations() []Operation {
 	return []Operation{
-		{step{Name: "watch", Text: "the watch of a node is stopped", Open: node.Plain(watchStopped)}, by("systemd starts it")},
-		{step{Name: kvexport.ExportStep, Text: "Consul's KV is exported", Open: node.Plain(kvExported)}, firstBoot("settle." + kvexport.ImportStep)},
-		{step{Name: "directory-rows", Text: "directory sources and the account of a mesh are gone", When: (*node.Node).Joinable, Open: node.WithDB(directoryRemoved)}, firstBoot("converge.directories")},
-		{step{Name: "rabbitmq-plugins", Text: "RabbitMQ's management and federation are enabled in its file", Open: node.Plain(brokerPlugins)}, firstBoot("become.rabbitmq-plugins")},
-		{step{Name: "rabbitmq-management", Text: "RabbitMQ's management listens on loopback only", Open: node.Plain(brokerManagement)}, firstBoot("become.rabbitmq-management")},
-		{step{Name: node.SealedFederation, Text: "federation users, upstreams and policies are gone", Open: withBroker(federationRemoved)}, firstBoot("converge.rabbitmq-account")},
-		{step{Name: node.SealedBrokerName, Text: "the broker's cluster name is a placeholder", Open: withBroker(brokerNameRemoved)}, firstBoot("settle.rabbitmq-name")},
-		{step{Name: node.SealedUUID, Text: "the XiVO UUID in the database is a placeholder", Open: node.WithDB(uuidInDatabase)}, firstBoot("become.uuid-database")},
-		{step{Name: "service-keys", Text: "the keys of XiVO's own service accounts are gone", Open: node.WithDB(serviceKeysRemoved)}, firstBoot("become.service-keys")},
-		{step{Name: "services", Text: "XiVO, Consul and RabbitMQ are stopped", Open: node.Plain(servicesStopped)}, by("systemd starts them")},
-		{step{Name: "uuid-files", Text: "the XiVO UUID in files is a placeholder", When: node.UUIDInEnvironment, Open: node.Plain(uuidInFiles)}, firstBoot("become.uuid-files")},
-		{step{Name: "uuid-manager", Text: "the XiVO UUID in the service manager is a placeholder", When: node.UUIDInEnvironment, Open: node.Plain(uuidInManager)}, firstBoot("become.uuid-manager")},
+		{Step: step{Name: "watch", Text: "the watch of a node is stopped", Open: node.Plain(watchStopped)}, Counterpart: by("systemd starts it")},
+		{Step: step{Name: kvexport.ExportStep, Text: "Consul's KV is exported", Open: node.Plain(kvExported)}, Counterpart: firstBoot("settle." + kvexport.ImportStep)},
+		{Step: step{Name: "directory-rows", Text: "directory sources and the account of a mesh are gone", When: (*node.Node).Joinable, Open: node.WithDB(directoryRemoved)}, Counterpart: firstBoot("converge.directories")},
+		{Step: step{Name: "rabbitmq-plugins", Text: "RabbitMQ's management and federation are enabled in its file", Open: node.Plain(brokerPlugins)}, Counterpart: firstBoot("become.rabbitmq-plugins")},
+		{Step: step{Name: "rabbitmq-management", Text: "RabbitMQ's management listens on loopback only", Open: node.Plain(brokerManagement)}, Counterpart: firstBoot("become.rabbitmq-management")},
+		{Step: step{Name: node.SealedFederation, Text: "federation users, upstreams and policies are gone", Deadline: brokerStart, Open: withBroker(federationRemoved)}, Counterpart: firstBoot("converge.rabbitmq-account")},
+		{Step: step{Name: node.SealedBrokerName, Text: "the broker's cluster name is a placeholder", Deadline: brokerStart, Open: withBroker(brokerNameRemoved)}, Counterpart: firstBoot("settle.rabbitmq-name")},
+		{Step: step{Name: node.SealedUUID, Text: "the XiVO UUID in the database is a placeholder", Open: node.WithDB(uuidInDatabase)}, Counterpart: firstBoot("become.uuid-database"), NeededByClones: true},
+		{Step: step{Name: "service-keys", Text: "the keys of XiVO's own service accounts are gone", Open: node.WithDB(serviceKeysRemoved)}, Counterpart: firstBoot("become.service-keys")},
+		{Step: step{Name: "services", Text: "XiVO, Consul and RabbitMQ are stopped", Open: node.Plain(servicesStopped)}, Counterpart: by("systemd starts them")},
+		{Step: step{Name: "uuid-files", Text: "the XiVO UUID in files is a placeholder", When: node.UUIDInEnvironment, Open: node.Plain(uuidInFiles)}, Counterpart: firstBoot("become.uuid-files")},
+		{Step: step{Name: "uuid-manager", Text: "the XiVO UUID in the service manager is a placeholder", When: node.UUIDInEnvironment, Open: node.Plain(uuidInManager)}, Counterpart: firstBoot("become.uuid-manager")},
 		// First: by it, a seal that was cut off after the next one knows that what Consul
 		// holds since is not the KV.
-		{step{Name: "consul-token", Text: "Consul's master token is a placeholder, in every file that holds it", Open: node.Plain(consulToken)}, firstBoot("become.consul-token")},
-		{step{Name: kvexport.EmptyStep, Text: "Consul's raft, serf, keyrings, services, checks and node id are gone", Open: node.Plain(consulEmptied)}, firstBoot("become." + kvexport.EmptyStep)},
-		{step{Name: "consul-config", Text: "Consul's mesh configuration is gone", Open: absent(platform.ConsulConfigDir + "/interconnection.json")}, firstBoot("become.consul-config")},
-		{step{Name: "ctid-config", Text: "xivo-ctid's mesh configuration is gone", Open: absent(ctid.ConfigFiles...)}, firstBoot("become.ctid-config")},
-		{step{Name: "erlang-cookie", Text: "the Erlang cookie is gone", Open: absent(platform.RabbitDataDir + "/.erlang.cookie")}, by("RabbitMQ makes one when it starts")},
-		{step{Name: "certificate", Text: "the TLS key and certificate are gone", Open: absent(platform.CertificateFile, platform.CertificateKey)}, firstBoot("become.certificate")},
-		{step{Name: "machine-id", Text: "the machine id is empty", Open: machineID}, by("systemd makes one at boot")},
-		{step{Name: "dhcp-leases", Text: "DHCP leases are gone", Open: absent("/var/lib/dhcp/*.lease*", "/var/lib/NetworkManager/*.lease")}, by("the DHCP client asks anew")},
-		{step{Name: "udev-net-rules", Text: "interface names are not tied to hardware addresses", Open: absent("/etc/udev/rules.d/70-persistent-net.rules")}, by("udev writes it where it uses it")},
-		{step{Name: "random-seed", Text: "the random seed is gone", Open: node.Plain(randomSeed)}, by("systemd saves one at shutdown")},
-		{step{Name: "shell-history", Text: "shell histories are gone", Open: absent("/root/.*_history", "/home/*/.*_history", "/var/lib/postgresql/.*_history")}, by("none is needed")},
-		{step{Name: "apt-cache", Text: "the apt cache is gone", Open: absent("/var/cache/apt/archives/*.deb", "/var/cache/apt/*.bin", "/var/lib/apt/lists/*_*")}, by("apt-get update")},
-		{step{Name: "logs", Text: "logs are empty", Open: node.Plain(logs)}, by("the daemons write on")},
-		{step{Name: "cloud-init", Text: "cloud-init's state is gone", Open: absent("/var/lib/cloud/*", "/var/log/cloud-init*.log", "/etc/network/interfaces.d/50-cloud-init*")}, by("cloud-init runs as on a new machine")},
-		{step{Name: "our-state", Text: "journal, document and state of a node are gone", Open: node.Plain(nodeState)}, firstBoot("converge.document")},
-		{step{Name: installStep, Text: "xivo-firstboot and its units are installed", Open: install}, by("they run at the first boot")},
+		{Step: step{Name: "consul-token", Text: "Consul's master token is a placeholder, in every file that holds it", Open: node.Plain(consulToken)}, Counterpart: firstBoot("become.consul-token")},
+		{Step: step{Name: kvexport.EmptyStep, Text: "Consul's raft, serf, keyrings, services, checks and node id are gone", Open: node.Plain(consulEmptied)}, Counterpart: firstBoot("become." + kvexport.EmptyStep), Needs: kvexport.ExportStep},
+		{Step: step{Name: "consul-config", Text: "Consul's mesh configuration is gone", Open: absent(platform.ConsulConfigDir + "/interconnection.json")}, Counterpart: firstBoot("become.consul-config")},
+		{Step: step{Name: "ctid-config", Text: "xivo-ctid's mesh configuration is gone", Open: absent(ctid.ConfigFiles...)}, Counterpart: firstBoot("become.ctid-config")},
+		{Step: step{Name: "erlang-cookie", Text: "the Erlang cookie is gone", Open: absent(platform.RabbitDataDir + "/.erlang.cookie")}, Counterpart: by("RabbitMQ makes one when it starts")},
+		{Step: step{Name: "certificate", Text: "the TLS key and certificate are gone", Open: absent(platform.CertificateFile, platform.CertificateKey)}, Counterpart: firstBoot("become.certificate")},
+		{Step: step{Name: "machine-id", Text: "the machine id is empty", Open: machineID}, Counterpart: by("systemd makes one at boot")},
+		{Step: step{Name: "dhcp-leases", Text: "DHCP leases are gone", Open: absent("/var/lib/dhcp/*.lease*", "/var/lib/NetworkManager/*.lease")}, Counterpart: by("the DHCP client asks anew")},
+		{Step: step{Name: "udev-net-rules", Text: "interface names are not tied to hardware addresses", Open: absent("/etc/udev/rules.d/70-persistent-net.rules")}, Counterpart: by("udev writes it where it uses it")},
+		{Step: step{Name: "random-seed", Text: "the random seed is gone", Open: node.Plain(randomSeed)}, Counterpart: by("systemd saves one at shutdown")},
+		{Step: step{Name: "shell-history", Text: "shell histories are gone", Open: absent("/root/.*_history", "/home/*/.*_history", "/var/lib/postgresql/.*_history")}, Counterpart: by("none is needed")},
+		{Step: step{Name: "apt-cache", Text: "the apt cache is gone", Open: absent("/var/cache/apt/archives/*.deb", "/var/cache/apt/*.bin", "/var/lib/apt/lists/*_*")}, Counterpart: by("apt-get update")},
+		{Step: step{Name: "logs", Text: "logs are empty", Open: node.Plain(logs)}, Counterpart: by("the daemons write on")},
+		{Step: step{Name: "cloud-init", Text: "cloud-init's state is gone", Open: absent("/var/lib/cloud/*", "/var/log/cloud-init*.log", "/etc/network/interfaces.d/50-cloud-init*")}, Counterpart: by("cloud-init runs as on a new machine")},
+		{Step: step{Name: "our-state", Text: "journal, document and state of a node are gone", Open: node.Plain(nodeState)}, Counterpart: firstBoot("converge.document")},
+		{Step: step{Name: installStep, Text: "xivo-firstboot and its units are installed", Open: install}, Counterpart: by("they run at the first boot"), NeededByClones: true},
 	}
 }
 
@@ -93,8 +98,8 @@ func Operations() []Operation {
 // brings it needs what they take away.
 func LastOperations() []Operation {
 	return []Operation{
-		{step{Name: "build-ssh-key", Text: "authorized SSH keys are gone", Open: absent("/root/.ssh/authorized_keys*", "/home/*/.ssh/authorized_keys*")}, by("cloud-init installs those of the user data")},
-		{step{Name: "ssh-host-keys", Text: "SSH host keys are gone", Open: absent("/etc/ssh/ssh_host_*_key", "/etc/ssh/ssh_host_*_key.pub")}, firstBoot("become.ssh-host-keys")},
+		{Step: step{Name: "build-ssh-key", Text: "authorized SSH keys are gone", Open: absent("/root/.ssh/authorized_keys*", "/home/*/.ssh/authorized_keys*")}, Counterpart: by("cloud-init installs those of the user data")},
+		{Step: step{Name: "ssh-host-keys", Text: "SSH host keys are gone", Open: absent("/etc/ssh/ssh_host_*_key", "/etc/ssh/ssh_host_*_key.pub")}, Counterpart: firstBoot("become.ssh-host-keys")},
 	}
 }
 

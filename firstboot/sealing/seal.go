@@ -27,10 +27,6 @@ type Options struct {
 	Version string
 }
 
-// neededByClones are the operations without which no clone becomes: sealed is what
-// the proof of the one makes an image, and the other brings our first boot.
-var neededByClones = []string{node.SealedUUID, installStep}
-
 // check refuses names of no operation, and a choice with which clones would lack
 // what is taken out.
 func (o Options) check() error {
@@ -40,20 +36,28 @@ func (o Options) check() error {
 			return fmt.Errorf("seal: there is no operation %q: see `xivo-firstboot seal --list`", name)
 		}
 	}
-	if o.disabled(kvexport.ExportStep) && !o.disabled(kvexport.EmptyStep) {
-		return errors.New("seal: without kv-export, what consul-state takes out would be lost: do both, or leave out both")
-	}
+	missing := o.missingForClones()
 	for _, op := range all {
-		if o.disabled(op.Name) || op.Counterpart.Step == "" {
-			continue
-		}
-		for _, needed := range neededByClones {
-			if o.disabled(needed) {
-				return fmt.Errorf("seal: without %s, no clone would get its own of what %s takes out: do both, or leave out both", needed, op.Name)
-			}
+		switch {
+		case o.disabled(op.Name):
+		case op.Needs != "" && o.disabled(op.Needs):
+			return fmt.Errorf("seal: without %s, what %s takes out would be lost: do both, or leave out both", op.Needs, op.Name)
+		case op.Counterpart.Step != "" && missing != "":
+			return fmt.Errorf("seal: without %s, no clone would get its own of what %s takes out: do both, or leave out both", missing, op.Name)
 		}
 	}
 	return nil
+}
+
+// missingForClones is an operation that is left out, and without which no clone
+// becomes.
+func (o Options) missingForClones() string {
+	for _, op := range AllOperations() {
+		if op.NeededByClones && o.disabled(op.Name) {
+			return op.Name
+		}
+	}
+	return ""
 }
 
 func (o Options) disabled(operation string) bool {
@@ -63,8 +67,8 @@ func (o Options) disabled(operation string) bool {
 // checkMachine refuses a machine whose clones would be of no use.
 func (o Options) checkMachine(ctx context.Context, n *node.Node) error {
 	// What is not proved again would no longer count, and no clone would become.
-	if i := slices.IndexFunc(neededByClones, o.disabled); i >= 0 && n.Seal.Sealed() {
-		return fmt.Errorf("this machine was sealed before, so %s cannot be left out", neededByClones[i])
+	if missing := o.missingForClones(); missing != "" && n.Seal.Sealed() {
+		return fmt.Errorf("this machine was sealed before, so %s cannot be left out", missing)
 	}
 	// What the boot has still to start would write where the seal was already.
 	booted, cancel := context.WithTimeout(ctx, bootWait)
@@ -98,7 +102,7 @@ func Seal(ctx context.Context, n *node.Node, o Options) (*manifest.Manifest, err
 	if err := o.checkMachine(ctx, n); err != nil {
 		return nil, fmt.Errorf("seal: %w", err)
 	}
-	m := &manifest.Manifest{Format: 1, At: time.Now().UTC(), Firstboot: o.Version, XiVO: n.Platform.Version.String(), Files: map[string]string{}}
+	m := &manifest.Manifest{Format: manifest.Format, At: time.Now().UTC(), Firstboot: o.Version, XiVO: n.Platform.Version.String(), Files: map[string]string{}}
 	var err error
 	if m.Operations, err = o.run(ctx, n, Operations()); err != nil {
 		return nil, err

@@ -27,24 +27,18 @@ func absent(patterns ...string) func(context.Context, *node.Node) (engine.Resour
 	return node.Plain(func(n *node.Node) engine.Resource { return files.Absent(n.Platform.Root, patterns...) })
 }
 
-// kvExported makes an export anew that a seal left which failed, for the server ran
-// on. An image that was sealed before has the export, and no Consul.
+// kvExported exports from Consul where it runs, else from its files. An export of a
+// seal that failed is replaced, for the server ran on; that of an image that was
+// sealed before stays.
 func kvExported(n *node.Node) engine.Resource {
-	return n.KV.Made(func(ctx context.Context) error {
+	return n.KV.UpToDate(func(ctx context.Context) error {
 		if err := n.MakeStateDir(); err != nil {
 			return err
 		}
 		if err := checkOneKV(ctx, n); err != nil {
 			return err
 		}
-		up, err := n.Platform.Init.Active(ctx, n.Platform.Service(platform.Consul))
-		if err != nil {
-			return err
-		}
-		if up {
-			return n.KV.FromConsul(ctx)
-		}
-		return n.KV.AtRest(ctx)
+		return n.KV.Now(ctx)
 	})
 }
 
@@ -61,7 +55,7 @@ func checkOneKV(ctx context.Context, n *node.Node) error {
 	return fmt.Errorf("%s is what Consul held before a seal emptied it, and Consul ran since: to seal with that file, stop Consul and remove %s/raft; to seal with what Consul holds now, remove the file", kvexport.File, platform.ConsulDataDir)
 }
 
-func directoryRemoved(_ *node.Node, db *pgx.Conn) engine.Resource { return directory.Nothing(db) }
+func directoryRemoved(_ *node.Node, db *pgx.Conn) engine.Resource { return directory.NoMeshRows(db) }
 
 func uuidInDatabase(_ *node.Node, db *pgx.Conn) engine.Resource {
 	return identity.UUIDInDatabase(db, placeholderUUID)
@@ -75,7 +69,7 @@ func brokerPlugins(n *node.Node) engine.Resource { return rabbitmq.Plugins(n.Pla
 
 func brokerManagement(n *node.Node) engine.Resource { return rabbitmq.ManagementOnLoopback(n.Platform) }
 
-func federationRemoved(b *rabbitmq.Client) engine.Resource { return b.NothingFederated() }
+func federationRemoved(b *rabbitmq.Client) engine.Resource { return b.NoFederation() }
 
 func brokerNameRemoved(b *rabbitmq.Client) engine.Resource { return b.ClusterName(placeholderName) }
 
@@ -88,8 +82,6 @@ const brokerStart = 10 * time.Minute
 // through it only.
 func withBroker(open func(*rabbitmq.Client) engine.Resource) func(context.Context, *node.Node) (engine.Resource, error) {
 	return func(ctx context.Context, n *node.Node) (engine.Resource, error) {
-		ctx, cancel := context.WithTimeout(ctx, brokerStart)
-		defer cancel()
 		probe, cancelProbe := context.WithTimeout(ctx, 2*time.Second)
 		defer cancelProbe()
 		if b, err := n.Servers.Broker(probe); err == nil {
@@ -155,7 +147,7 @@ func stopped(n *node.Node, services ...string) engine.Resource {
 	})
 }
 
-func consulEmptied(n *node.Node) engine.Resource { return n.KV.ConsulEmptied() }
+func consulEmptied(n *node.Node) engine.Resource { return n.KV.NoConsulState() }
 
 func consulToken(n *node.Node) engine.Resource {
 	return consul.TokenFiles(n.Platform, placeholderToken)
@@ -164,7 +156,7 @@ func consulToken(n *node.Node) engine.Resource {
 // machineID empties /etc/machine-id; an absent one would make systemd run its
 // first-boot presets. D-Bus's is a link to it, or goes.
 func machineID(_ context.Context, n *node.Node) (engine.Resource, error) {
-	rs := engine.All{files.Emptied(n.Platform.Root, "/etc/machine-id")}
+	rs := engine.All{files.Empty(n.Platform.Root, "/etc/machine-id")}
 	if st, err := os.Lstat(n.Platform.Path("/var/lib/dbus/machine-id")); err == nil && st.Mode().IsRegular() {
 		rs = append(rs, files.Absent(n.Platform.Root, "/var/lib/dbus/machine-id"))
 	}
