@@ -186,8 +186,9 @@ func (c *crash) plan(missing int) plan {
 	case *only != "":
 		return plan{at: []string{*only}}
 	case missing < len(at)/2:
-		// A step that has nothing to do has no Apply, so not all are come by. Few
-		// kills are shared by the copy and the image.
+		// More failpoints than kills are wanted: a step without a change to make is
+		// not applied, and passes none of its own. Few kills are shared by the copy
+		// and the image.
 		n := min(missing, (*kills+1)/2)
 		return plan{at: append(at[:n:n], instants(at[n:n+n/2])...), starts: 3, misfortunes: true}
 	case c.rounds <= 3: // the first of each, after those that nobody disturbed

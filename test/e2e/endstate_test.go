@@ -196,24 +196,26 @@ func (s endState) addBroker(t *testing.T, definitions string, normal *strings.Re
 	}
 }
 
-// readKV reads every key, value and flags.
-func readKV(t *testing.T, m *lab.Machine) endState {
+// kvEntries reads what Consul's KV has below a prefix.
+func kvEntries(t *testing.T, m *lab.Machine, prefix string) []kvEntry {
 	t.Helper()
 	out, err := m.Run(t.Context(), "sh", "-ec",
-		`curl -ksf -H "X-Consul-Token: $(cat /var/lib/consul/master_token)" "https://localhost:8500/v1/kv/?recurse"`)
+		token+`curl -ksf -H "X-Consul-Token: $token" "https://localhost:8500/v1/kv/$1?recurse"`, "sh", prefix)
 	if err != nil {
 		t.Fatal(err)
 	}
-	var entries []struct {
-		Key   string
-		Value []byte
-		Flags uint64
-	}
+	var entries []kvEntry
 	if err := json.Unmarshal([]byte(out), &entries); err != nil {
 		t.Fatal(err)
 	}
+	return entries
+}
+
+// readKV reads every key, value and flags.
+func readKV(t *testing.T, m *lab.Machine) endState {
+	t.Helper()
 	s := endState{}
-	for _, e := range entries {
+	for _, e := range kvEntries(t, m, "") {
 		s["KV "+e.Key] = fmt.Sprintf("flags %d, value %q", e.Flags, e.Value)
 	}
 	return s

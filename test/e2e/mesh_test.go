@@ -4,7 +4,6 @@ package e2e
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -413,18 +412,7 @@ func identities(t *testing.T, n *scenario.Node, version, uuid string) map[string
 // seal, and no session of that time.
 func storedIsThere(t *testing.T, n *scenario.Node) {
 	t.Helper()
-	out, err := n.Run(t.Context(), "sh", "-ec",
-		`curl -ksf -H "X-Consul-Token: $(cat /var/lib/consul/master_token)" "https://localhost:8500/v1/kv/xivo/?recurse"`)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var entries []struct {
-		Key   string
-		Value []byte
-	}
-	if err := json.Unmarshal([]byte(out), &entries); err != nil {
-		t.Fatal(err)
-	}
+	entries := kvEntries(t, n.Machine, "xivo/")
 	contact := false
 	for _, e := range entries {
 		if strings.HasPrefix(e.Key, "xivo/xivo-auth/") {

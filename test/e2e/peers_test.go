@@ -32,13 +32,13 @@ func TestPeers(t *testing.T) {
 		mesh: m, good: secret.NewGeneration(secret.Secret(m.Secret)),
 		nodes: map[int]*scenario.Node{}, uuids: map[int]string{}, users: map[int]scenario.User{},
 	}
-	p.boot(t, 1, p.document(ip(1), ip(2), ip(liarOtherSecret), ip(liarNoEncryption)))
+	p.boot(t, 1, p.document(ip(1), ip(2), ip(impostorOtherSecret), ip(impostorNoEncryption)))
 	p.boot(t, 3, p.document())
 	p.boot(t, 4, nil)
 	must(t, p.nodes[4].WaitRunning(deadline(t, lab.Hang)))
 	runIn(t, p.nodes[4], "systemctl stop xivo-mesh consul; iptables -D INPUT -j XIVO-MESH")
-	p.liar(t, liarOtherSecret, secret.NewGeneration("a sentence of somebody else").GossipKey())
-	p.liar(t, liarNoEncryption, "")
+	p.impostor(t, impostorOtherSecret, secret.NewGeneration("a sentence of somebody else").GossipKey())
+	p.impostor(t, impostorNoEncryption, "")
 	inOrder(t, []part{
 		{"all peers are down: it is joining, and telephony runs", p.allDown},
 		{"a peer with another secret is named", p.otherSecret},
@@ -61,7 +61,7 @@ func TestPeers(t *testing.T) {
 }
 
 // The last bytes of the addresses of the Consuls without a XiVO.
-const liarOtherSecret, liarNoEncryption, liarCopied, liarSameAddress, liarStranger, liarNamesake = 51, 52, 53, 54, 55, 56
+const impostorOtherSecret, impostorNoEncryption, impostorCopied, impostorSameAddress, impostorStranger, impostorNamesake = 51, 52, 53, 54, 55, 56
 
 // peers is what the parts of TestPeers hand on to each other.
 type peers struct {
@@ -143,14 +143,14 @@ func (p *peers) document(peers ...string) []byte {
 	return fmt.Appendf(nil, "#cloud-config\nxivo:\n  version: 1\n  peers: [%s]\n  secret: %s\n", strings.Join(peers, ", "), p.mesh.Secret)
 }
 
-func (p *peers) liar(t *testing.T, address int, key secret.Secret, says ...mesh.Member) {
+func (p *peers) impostor(t *testing.T, address int, key secret.Secret, says ...mesh.Member) {
 	t.Helper()
-	startLiar(t, p.nodes[4], address, p.good.ConsulToken(), key, says...)
+	startImpostor(t, p.nodes[4], address, p.good.ConsulToken(), key, says...)
 }
 
 // says is what a machine without a XiVO says that it is.
 func (p *peers) says(address int, change func(*mesh.Member)) mesh.Member {
-	member := mesh.Member{UUID: uuid.New(), Host: fmt.Sprint("liar", address), Address: ip(address), Version: "16.03", KeyID: p.good.KeyID(), Registered: time.Now()}
+	member := mesh.Member{UUID: uuid.New(), Host: fmt.Sprint("impostor", address), Address: ip(address), Version: "16.03", KeyID: p.good.KeyID(), Registered: time.Now()}
 	change(&member)
 	return member
 }
@@ -193,13 +193,13 @@ func (p *peers) allDown(t *testing.T) {
 
 func (p *peers) otherSecret(t *testing.T) {
 	waitStatus(t, p.nodes[1], "it", func(s scenario.Status) bool {
-		return anyHas(s.Errors, ip(liarOtherSecret)+" in the WAN: it has another secret")
+		return anyHas(s.Errors, ip(impostorOtherSecret)+" in the WAN: it has another secret")
 	})
 }
 
 func (p *peers) noEncryption(t *testing.T) {
 	waitStatus(t, p.nodes[1], "it", func(s scenario.Status) bool {
-		return anyHas(s.Errors, ip(liarNoEncryption)+" in the WAN: its gossip is not encrypted")
+		return anyHas(s.Errors, ip(impostorNoEncryption)+" in the WAN: its gossip is not encrypted")
 	})
 }
 
@@ -269,44 +269,44 @@ func (p *peers) copyOfAMember(t *testing.T) {
 }
 
 func (p *peers) sameUUID(t *testing.T) {
-	p.liar(t, liarCopied, p.good.GossipKey(), p.says(liarCopied, func(m *mesh.Member) { m.UUID = uuid.MustParse(p.uuids[2]) }))
+	p.impostor(t, impostorCopied, p.good.GossipKey(), p.says(impostorCopied, func(m *mesh.Member) { m.UUID = uuid.MustParse(p.uuids[2]) }))
 	s := waitStatus(t, p.nodes[1], "it", func(s scenario.Status) bool { return len(s.Refused) == 1 })
-	if r := s.Refused[0]; r.Member.Host != "liar53" || !strings.Contains(r.Reason, "node2 ("+ip(2)) || s.State != "joined" {
+	if r := s.Refused[0]; r.Member.Host != "impostor53" || !strings.Contains(r.Reason, "node2 ("+ip(2)) || s.State != "joined" {
 		t.Errorf("it tells %+v, and is %s", r, s.State)
 	}
-	leaveLiar(t, p.nodes[4], liarCopied)
+	leaveImpostor(t, p.nodes[4], impostorCopied)
 }
 
 func (p *peers) sameAddress(t *testing.T) {
-	p.liar(t, liarSameAddress, p.good.GossipKey(), p.says(liarSameAddress, func(m *mesh.Member) { m.Address = ip(2) }))
+	p.impostor(t, impostorSameAddress, p.good.GossipKey(), p.says(impostorSameAddress, func(m *mesh.Member) { m.Address = ip(2) }))
 	s := waitStatus(t, p.nodes[1], "it", func(s scenario.Status) bool { return len(s.Refused) == 1 })
 	if r := s.Refused[0]; !strings.Contains(r.Reason, "is at the address of node2") || s.State != "joined" {
 		t.Errorf("it tells %+v, and is %s", r, s.State)
 	}
-	leaveLiar(t, p.nodes[4], liarSameAddress)
+	leaveImpostor(t, p.nodes[4], impostorSameAddress)
 }
 
 func (p *peers) stranger(t *testing.T) {
-	p.liar(t, liarStranger, p.good.GossipKey())
-	s := waitStatus(t, p.nodes[1], "it", func(s scenario.Status) bool { return anyHas(s.NotManaged, "liar55") })
+	p.impostor(t, impostorStranger, p.good.GossipKey())
+	s := waitStatus(t, p.nodes[1], "it", func(s scenario.Status) bool { return anyHas(s.NotManaged, "impostor55") })
 	if s.State != "joined" {
 		t.Errorf("it is %s", s.State)
 	}
-	leaveLiar(t, p.nodes[4], liarStranger)
+	leaveImpostor(t, p.nodes[4], impostorStranger)
 }
 
 func (p *peers) sameHostName(t *testing.T) {
-	p.first = p.says(liarNamesake, func(m *mesh.Member) { m.Host = "node2" })
-	p.second = p.says(liarNamesake, func(m *mesh.Member) { m.Name = "heir" })
-	p.liar(t, liarNamesake, p.good.GossipKey(), p.first)
+	p.first = p.says(impostorNamesake, func(m *mesh.Member) { m.Host = "node2" })
+	p.second = p.says(impostorNamesake, func(m *mesh.Member) { m.Name = "heir" })
+	p.impostor(t, impostorNamesake, p.good.GossipKey(), p.first)
 	waitStatus(t, p.nodes[1], "it", func(s scenario.Status) bool {
 		return isPeer(s, p.first) && s.Answered(p.uuids[2]) && anyHas(s.Notices, "2 nodes have the host name node2", p.first.UUID.String(), p.uuids[2])
 	})
 }
 
 func (p *peers) replaced(t *testing.T) {
-	leaveLiar(t, p.nodes[4], liarNamesake)
-	p.liar(t, liarNamesake, p.good.GossipKey(), p.second)
+	leaveImpostor(t, p.nodes[4], impostorNamesake)
+	p.impostor(t, impostorNamesake, p.good.GossipKey(), p.second)
 	for _, n := range []int{1, 2} {
 		waitStatus(t, p.nodes[n], "it", func(s scenario.Status) bool { return isPeer(s, p.second) && !isPeer(s, p.first) })
 	}
@@ -317,7 +317,7 @@ func (p *peers) forget(t *testing.T) {
 		t.Errorf("it says: %s", out)
 	}
 	exitCode(t, p.nodes[1], 2, "xivo-firstboot", "forget", "nobody")
-	leaveLiar(t, p.nodes[4], liarNamesake)
+	leaveImpostor(t, p.nodes[4], impostorNamesake)
 	must(t, lab.Wait(deadline(t, lab.Hang), "the dead one to be forgotten", func(ctx context.Context) (bool, error) {
 		_, err := p.nodes[1].Run(ctx, "xivo-firstboot", "forget", p.second.Host)
 		return err == nil, err
@@ -368,16 +368,16 @@ func (p *peers) comesBack(t *testing.T) {
 		p.nodes[2].Finds(deadline(t, lab.Hang), p.users[1], p.uuids[1])))
 }
 
-// liar's API is on its own address, for the machine that it runs on.
-const liarPort = 8501
+// impostor's API is on its own address, for the machine that it runs on.
+const impostorPort = 8501
 
-// startLiar starts a Consul on an address of its own of a machine. It joins node
+// startImpostor starts a Consul on an address of its own of a machine. It joins node
 // 1 and registers what it says to be.
-func startLiar(t *testing.T, n *scenario.Node, address int, token, key secret.Secret, says ...mesh.Member) {
+func startImpostor(t *testing.T, n *scenario.Node, address int, token, key secret.Secret, says ...mesh.Member) {
 	t.Helper()
 	ctx := deadline(t, lab.Hang)
 	ip := scenario.Address(address).String()
-	name := fmt.Sprint("liar", address)
+	name := fmt.Sprint("impostor", address)
 	if len(says) > 0 && says[0].Name != "" {
 		name = says[0].Name
 	}
@@ -385,19 +385,19 @@ func startLiar(t *testing.T, n *scenario.Node, address int, token, key secret.Se
 		"datacenter": name, "acl_datacenter": name, "node_name": name, "acl_default_policy": "deny", "acl_master_token": token.Reveal(),
 		"bind_addr": ip, "advertise_addr": ip, "client_addr": ip, "data_dir": "/var/tmp/" + name, "encrypt": key.Reveal(),
 		"server": true, "bootstrap_expect": 1, "performance": map[string]int{"raft_multiplier": 1}, "disable_update_check": true,
-		"ports": map[string]int{"dns": -1, "http": liarPort}, "retry_join_wan": []string{scenario.Address(1).String()},
+		"ports": map[string]int{"dns": -1, "http": impostorPort}, "retry_join_wan": []string{scenario.Address(1).String()},
 	})
 	if err == nil {
 		err = feed(ctx, n.Machine, config, fmt.Sprintf(`umask 077; cat >/root/%[1]s.json
 ip address replace %[2]s/24 dev eth0
-systemctl stop liar@%[3]d 2>/dev/null || true
-systemd-run --quiet --collect --unit=liar@%[3]d consul agent -config-file /root/%[1]s.json`, name, ip, address))
+systemctl stop impostor@%[3]d 2>/dev/null || true
+systemd-run --quiet --collect --unit=impostor@%[3]d consul agent -config-file /root/%[1]s.json`, name, ip, address))
 	}
 	if err != nil {
 		t.Fatal(err)
 	}
 	api := func(ctx context.Context, body []byte, method, path string) error {
-		return feed(ctx, n.Machine, body, fmt.Sprintf(`curl -sSf -X %s -H "X-Consul-Token: $(sed 's/.*"acl_master_token":"\([^"]*\)".*/\1/' /root/%s.json)" --data-binary @- 'http://%s:%d%s' >/dev/null`, method, name, ip, liarPort, path))
+		return feed(ctx, n.Machine, body, fmt.Sprintf(`curl -sSf -X %s -H "X-Consul-Token: $(sed 's/.*"acl_master_token":"\([^"]*\)".*/\1/' /root/%s.json)" --data-binary @- 'http://%s:%d%s' >/dev/null`, method, name, ip, impostorPort, path))
 	}
 	err = lab.Wait(ctx, name+" to have a leader", func(ctx context.Context) (bool, error) {
 		err := api(ctx, nil, "GET", "/v1/catalog/nodes?consistent")
@@ -418,11 +418,11 @@ systemd-run --quiet --collect --unit=liar@%[3]d consul agent -config-file /root/
 	}
 }
 
-// leaveLiar takes the Consul of an address out of the WAN.
-func leaveLiar(t *testing.T, n *scenario.Node, address int) {
+// leaveImpostor takes the Consul of an address out of the WAN.
+func leaveImpostor(t *testing.T, n *scenario.Node, address int) {
 	t.Helper()
-	script := fmt.Sprintf(`set -- $(tr '\0' ' ' </proc/$(systemctl show --value --property=MainPID liar@%d)/cmdline); while [ $# -gt 1 ]; do shift; done
-curl -sSf -X PUT -H "X-Consul-Token: $(sed 's/.*"acl_master_token":"\([^"]*\)".*/\1/' "$1")" http://%s:%d/v1/agent/leave`, address, scenario.Address(address), liarPort)
+	script := fmt.Sprintf(`set -- $(tr '\0' ' ' </proc/$(systemctl show --value --property=MainPID impostor@%d)/cmdline); while [ $# -gt 1 ]; do shift; done
+curl -sSf -X PUT -H "X-Consul-Token: $(sed 's/.*"acl_master_token":"\([^"]*\)".*/\1/' "$1")" http://%s:%d/v1/agent/leave`, address, scenario.Address(address), impostorPort)
 	if out, err := n.Run(deadline(t, lab.Hang), "sh", "-ec", script); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}

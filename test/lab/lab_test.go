@@ -11,7 +11,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 )
 
 // sleeper is set in a process that only starts a machine and waits to be killed.
@@ -145,7 +144,7 @@ func TestFirewallRulesAreOursAlone(t *testing.T) {
 
 func TestMachineHasWhatItsSeedSays(t *testing.T) {
 	needsLab(t)
-	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), Hang)
 	defer cancel()
 	l, err := New(ctx, os.Getenv("XIVO_SERVER_ROOT"))
 	if err != nil {

@@ -133,8 +133,9 @@ func (d *ctid) service() (remoteService, error) {
 }
 
 // discover registers the service and keeps its TTL check passing, if it has one
-// (otherwise Consul does the checking). It registers once: when Consul forgets it later, nothing brings it back but a restart.
-// When the context ends it deregisters; a killed process stays registered.
+// (otherwise Consul does the checking). It registers once: when Consul loses the
+// registration later, only a restart brings it back. When the context ends it
+// deregisters; a killed process stays registered.
 func (d *ctid) discover(ctx context.Context, s remoteService) {
 	sd := d.config.ServiceDiscovery
 	retry, refresh := seconds(sd.RetryInterval), seconds(sd.RefreshInterval)

@@ -358,13 +358,9 @@ func TestCtidRegistersKeepsItsTTLAndDeregisters(t *testing.T) {
 	}
 }
 
-func TestCtidOf1520LetsConsulCheckIt(t *testing.T) {
-	consul, b := newConsulDouble(t), &busDouble{}
-	d := newCtidOf(t, xivo1520, uuidA, consul, b, "")
-	d.config.ServiceDiscovery.AdvertiseAddress = "192.168.1.10"
-	d.config.ServiceDiscovery.CheckURL = "http://192.168.1.10:9495/0.1/infos"
-	d.config.ServiceDiscovery.CheckURLInterval, d.config.ServiceDiscovery.CheckURLTimeout = "300s", "10s"
-	d.config.ServiceDiscovery.RefreshInterval = 0.001
+// discoverUntil registers a ctid, and ends it once what it is told holds.
+func discoverUntil(t *testing.T, d *ctid, what string, holds func() bool) remoteService {
+	t.Helper()
 	s, err := d.service()
 	if err != nil {
 		t.Fatal(err)
@@ -372,9 +368,20 @@ func TestCtidOf1520LetsConsulCheckIt(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() { d.discover(ctx, s); close(done) }()
-	eventually(t, "announced", func() bool { b.mu.Lock(); defer b.mu.Unlock(); return len(b.sent) == 1 })
+	eventually(t, what, holds)
 	cancel()
 	<-done
+	return s
+}
+
+func TestCtidOf1520LetsConsulCheckIt(t *testing.T) {
+	consul, b := newConsulDouble(t), &busDouble{}
+	d := newCtidOf(t, xivo1520, uuidA, consul, b, "")
+	d.config.ServiceDiscovery.AdvertiseAddress = "192.168.1.10"
+	d.config.ServiceDiscovery.CheckURL = "http://192.168.1.10:9495/0.1/infos"
+	d.config.ServiceDiscovery.CheckURLInterval, d.config.ServiceDiscovery.CheckURLTimeout = "300s", "10s"
+	d.config.ServiceDiscovery.RefreshInterval = 0.001
+	s := discoverUntil(t, d, "announced", func() bool { b.mu.Lock(); defer b.mu.Unlock(); return len(b.sent) == 1 })
 	want := map[string]any{"HTTP": "http://192.168.1.10:9495/0.1/infos", "Interval": "300s", "Timeout": "10s"}
 	if diff := cmp.Diff(want, consul.bodies["register"]["Check"]); diff != "" {
 		t.Error(diff)
@@ -390,16 +397,7 @@ func TestCtidAnnouncesItsRegistration(t *testing.T) {
 	d.config.ServiceDiscovery.AdvertiseAddress = "192.168.1.10"
 	d.config.ServiceDiscovery.AdvertisePort = 9495
 	d.config.ServiceDiscovery.RefreshInterval = 3600
-	s, err := d.service()
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan struct{})
-	go func() { d.discover(ctx, s); close(done) }()
-	eventually(t, "registered", func() bool { return consul.count("PUT /v1/agent/check/pass/") == 1 })
-	cancel()
-	<-done
+	s := discoverUntil(t, d, "registered", func() bool { return consul.count("PUT /v1/agent/check/pass/") == 1 })
 	if diff := cmp.Diff([]string{"service.registered.xivo-ctid", "service.deregistered.xivo-ctid"}, b.sent); diff != "" {
 		t.Fatal(diff)
 	}

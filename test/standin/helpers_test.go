@@ -73,9 +73,10 @@ func newLog(t *testing.T) (*slog.Logger, *logged) {
 // eventually waits until what it is told holds.
 func eventually(t *testing.T, what string, holds func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(time.Minute); !holds(); time.Sleep(5 * time.Millisecond) {
+	const hang = 5 * time.Minute
+	for deadline := time.Now().Add(hang); !holds(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("waited a minute: %s", what)
+			t.Fatalf("waited %s: %s", hang, what)
 		}
 	}
 }

@@ -175,7 +175,9 @@ func (m *Machine) nspawnArgs(ctx context.Context) ([]string, error) {
 		"--directory=" + root, "--machine=" + m.Name,
 		// No systemd on the host to tell.
 		"--register=no", "--keep-unit",
-		"--console=passive",
+		// Passed on to us. With "passive" nobody reads it: its buffer fills up, and
+		// systemd in the machine stands still for ever in its next line.
+		"--console=read-only",
 		"--network-namespace-path=/run/netns/" + m.Name, "--capability=CAP_NET_ADMIN",
 		// Nothing of the host is copied into the root.
 		"--timezone=off", "--resolv-conf=off", "--link-journal=no",
@@ -289,12 +291,11 @@ func (m *Machine) Poweroff(ctx context.Context) error {
 	}
 	defer func() { m.exited = nil }()
 
-	// What systemd documents as "start poweroff.target". Asked more than once,
+	// What systemd documents as "start poweroff.target". Asked again and again,
 	// because an init that has not set up its handlers yet drops it; one that
 	// does not know it at all is cut off when ctx ends.
-	var ask pacer
 	err := m.wait(ctx, "it to power off", func() (bool, error) {
-		if leader, err := m.leader(); err == nil && ask.due(time.Now()) {
+		if leader, err := m.leader(); err == nil {
 			syscall.Kill(leader, syscall.Signal(sigrtmin+4))
 		}
 		return false, nil
@@ -306,24 +307,6 @@ func (m *Machine) Poweroff(ctx context.Context) error {
 	}
 	m.kill()
 	return fmt.Errorf("machine %s was cut off: %w", m.Name, err)
-}
-
-// pacer says when something that may have gone unheard is asked again: after a
-// pause that doubles, from poll on. systemd queues every such signal, prefers
-// each to the jobs that it has, and needs a second for one where the host is
-// busy: asked at every poll it never comes to shutting down.
-type pacer struct {
-	next  time.Time
-	pause time.Duration
-}
-
-func (p *pacer) due(now time.Time) bool {
-	if now.Before(p.next) {
-		return false
-	}
-	p.pause = max(poll, 2*p.pause)
-	p.next = now.Add(p.pause)
-	return true
 }
 
 // Cut ends the machine at once, as a power cut does: its processes are killed, and

@@ -27,7 +27,7 @@ type Story struct {
 	TakenIn map[int]time.Duration // from node 3's services being up until that node was joined with it
 }
 
-// NewStory is one in which nothing has happened.
+// NewStory makes a story at its beginning; open makes its mesh.
 func NewStory(open func(context.Context) (*Mesh, error)) *Story {
 	return &Story{
 		Open:  open,
@@ -200,8 +200,8 @@ func (s *Story) sends(ctx context.Context, from, to int, status string) error {
 	if err := watcher.Watch(uuid, user); err != nil {
 		return err
 	}
-	// What the other node fetches when it is asked first: proof that it finds
-	// the node at all, and that what comes next comes over the bus.
+	// The watcher's node fetches the first status over HTTP, which proves that it
+	// finds the other node; the second one comes over the bus.
 	const initial = "available"
 	setter, err := s.Nodes[from].Connect(ctx)
 	if err != nil {

@@ -37,7 +37,7 @@ func (m *Maker) Packer(ctx context.Context, home string) (*Packer, error) {
 	return p, p.Install(ctx, plugin, "github.com/xivo-mesh/xivo")
 }
 
-// plugin builds ours.
+// plugin builds our Packer plugin, and returns its file.
 func (m *Maker) plugin(ctx context.Context) (string, error) {
 	err := m.run(ctx, "make", "--no-print-directory", "build")
 	return filepath.Join(m.Repo, "dist/packer-plugin-xivo"), err
@@ -103,7 +103,7 @@ func (p *Packer) run(ctx context.Context, env, args []string) error {
 		"PACKER_CONFIG_DIR="+filepath.Join(p.home, "config"),
 		"PACKER_CACHE_DIR="+filepath.Join(p.home, "cache"),
 		"PACKER_NO_COLOR=1",
-		"CHECKPOINT_DISABLE=1", // nothing but the mirror is asked for anything
+		"CHECKPOINT_DISABLE=1", // Packer looks for no newer version of itself
 		"TMPDIR="+p.home,
 	)
 	cmd.Env = append(cmd.Env, env...)

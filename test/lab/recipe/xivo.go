@@ -12,8 +12,8 @@ import (
 	"github.com/xivo-mesh/packer-plugin-xivo/test/lab/schema"
 )
 
-// Version is the XiVO that the lab's machines are where nothing else is said.
-// All that there are is schema.Eras.
+// Version is the XiVO of the lab's machines, unless a test names another one.
+// schema.Eras lists all.
 const Version = "16.03"
 
 //go:embed xivo

@@ -26,7 +26,7 @@ import (
 const RootVariable = "XIVO_SERVER_ROOT"
 
 // startDeadline is generous: two cores may be shared by many tests.
-const startDeadline = 60 * time.Second
+const startDeadline = 5 * time.Minute
 
 // Postgres runs a PostgreSQL with XiVO's role and database for the length of
 // the test, applies the schema to it, and returns the DSN of that database.
