@@ -125,42 +125,53 @@ func Advertise(ctx context.Context, c *cloudinit.Config) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	var address string
 	switch want := c.Advertise; {
 	case want.Interface != "":
-		for _, a := range slices.SortedFunc(maps.Keys(local), netip.Addr.Compare) {
-			if local[a] == want.Interface && !a.IsLoopback() {
-				return a.String(), nil
-			}
-		}
-		return "", fmt.Errorf("advertise: interface %s has no IPv4 address; this machine has %s", want.Interface, list(local))
+		address, err = addressOf(want.Interface, local)
 	case want.Address != "":
-		a, err := netip.ParseAddr(want.Address)
-		if err != nil || local[a] == "" || a.IsLoopback() {
-			return "", fmt.Errorf("advertise: %s is not an address of this machine that others can reach; it has %s", want.Address, list(local))
-		}
-		return want.Address, nil
+		address, err = ownAddress(want.Address, local)
+	default:
+		address, err = routedAddress(ctx, c.Peers, local)
 	}
+	if err != nil {
+		return "", fmt.Errorf("advertise: %w", err)
+	}
+	return address, nil
+}
 
+// addressOf is the lowest address of an interface.
+func addressOf(name string, local map[netip.Addr]string) (string, error) {
+	for _, a := range slices.SortedFunc(maps.Keys(local), netip.Addr.Compare) {
+		if local[a] == name && !a.IsLoopback() {
+			return a.String(), nil
+		}
+	}
+	return "", fmt.Errorf("interface %s has no IPv4 address; this machine has %s", name, list(local))
+}
+
+func ownAddress(address string, local map[netip.Addr]string) (string, error) {
+	a, err := netip.ParseAddr(address)
+	if err != nil || local[a] == "" || a.IsLoopback() {
+		return "", fmt.Errorf("%s is not an address of this machine that others can reach; it has %s", address, list(local))
+	}
+	return address, nil
+}
+
+// routedAddress is the one from which the kernel reaches the peers or, without any,
+// the world. Where no route tells, the only one will do.
+func routedAddress(ctx context.Context, peers []string, local map[netip.Addr]string) (string, error) {
 	var usable []string
 	for a := range local {
 		if a.IsGlobalUnicast() {
 			usable = append(usable, a.String())
 		}
 	}
-	peers, err := OtherAddresses(ctx, c.Peers)
-	// It keeps the address for life: a server for names that is late must not
-	// decide it.
-	for end := time.Now().Add(namesWait); err != nil && len(peers) == 0 && len(usable) > 1; peers, err = OtherAddresses(ctx, c.Peers) {
-		select {
-		case <-ctx.Done():
-		case <-time.After(time.Second):
-			if time.Now().Before(end) {
-				continue
-			}
-		}
-		return "", fmt.Errorf("advertise: no name among the peers can be resolved (%w), so nothing tells which of its addresses this machine has for them: %s; mend that, or set `advertise` to one", err, list(local))
+	targets, err := peersThatDecide(ctx, peers, len(usable) > 1)
+	if err != nil {
+		return "", fmt.Errorf("no name among the peers can be resolved (%w), so nothing tells which of its addresses this machine has for them: %s; mend that, or set `advertise` to one", err, list(local))
 	}
-	for _, to := range append(peers, routeProbe) {
+	for _, to := range append(targets, routeProbe) {
 		// Connecting a UDP socket sends nothing: the kernel picks the route.
 		conn, err := net.Dial("udp4", net.JoinHostPort(to, "9"))
 		if err != nil {
@@ -174,7 +185,28 @@ func Advertise(ctx context.Context, c *cloudinit.Config) (string, error) {
 	if len(usable) == 1 {
 		return usable[0], nil
 	}
-	return "", fmt.Errorf("advertise: no route tells at which address the others reach this machine, which has %s: set `advertise` to one", list(local))
+	return "", fmt.Errorf("no route tells at which address the others reach this machine, which has %s: set `advertise` to one", list(local))
+}
+
+// peersThatDecide are the addresses of the peers. Where there is a choice, it waits
+// for a name of them: the node keeps its address for life, and a server for names
+// that is late must not decide it. The error says that none came.
+func peersThatDecide(ctx context.Context, peers []string, choice bool) ([]string, error) {
+	end := time.Now().Add(namesWait)
+	for {
+		addresses, err := OtherAddresses(ctx, peers)
+		if err == nil || len(addresses) > 0 || !choice {
+			return addresses, nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil, err
+		case <-time.After(time.Second):
+			if time.Now().After(end) {
+				return nil, err
+			}
+		}
+	}
 }
 
 // list shows addresses to a person.
