@@ -128,7 +128,7 @@ func (e *Export) State() (State, error) {
 
 // errLost is what to do about a lost export.
 func (e *Export) errLost() error {
-	return fmt.Errorf(`Consul's state was removed, and %[1]s, which had its KV, is gone: put it back from a backup; to go on with what Consul holds now, write {"format": 1, "entries": []} into %[1]s`, e.file())
+	return fmt.Errorf(`the state of Consul was removed, and %[1]s, which had its KV, is gone: put it back from a backup; to go on with what Consul holds now, write {"format": 1, "entries": []} into %[1]s`, e.file())
 }
 
 // Fresh says that this process made or completed the export.
