@@ -103,6 +103,9 @@ func TestTheKVOfACopyAndOfAnAdoptedServer(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			n := nodetest.Server(t, "16.03", nil)
 			n.Journal.Identity.Adopted = c.adopted
+			n.Servers.OpenConsul = node.NewServers(n.Platform).OpenConsul
+			services := &nodetest.Manager{Down: map[string]bool{}}
+			n.Platform.Init = services
 			start := consulOf(t, n)
 			kv, stop := start()
 			for key, value := range map[string]string{contact: "Zoé", live: "a token", note: "a note"} {
@@ -124,6 +127,7 @@ func TestTheKVOfACopyAndOfAnAdoptedServer(t *testing.T) {
 				at(kvexport.Exported)
 			}
 			stop()
+			services.Down["consul"] = true
 
 			p := nodetest.Only(t, become.Phase, kvexport.ExportStep, kvexport.EmptyStep)
 			if _, err := n.Runner().Run(t.Context(), p); err != nil {
