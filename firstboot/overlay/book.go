@@ -355,8 +355,8 @@ func (b *book) merge(members []Member, tombstones []Tombstone) (fresh []Tombston
 		case r == nil:
 			b.members[m.UUID] = m
 			changed = true
-		case r.Why != Departed && r.Why != Invalid:
-			b.alarm(r.Reason)
+		default:
+			b.doubt(r)
 		}
 	}
 	if changed {
@@ -365,8 +365,9 @@ func (b *book) merge(members []Member, tombstones []Tombstone) (fresh []Tombston
 	return fresh
 }
 
-// bury ends the registration of a member, or of this node, and returns the tombstone.
-func (b *book) bury(id uuid.UUID, now time.Time) (Tombstone, error) {
+// bury ends the registration of a member, or of this node, and returns who it was, and
+// the tombstone.
+func (b *book) bury(id uuid.UUID, now time.Time) (Member, Tombstone, error) {
 	b.mu.Lock()
 	m, ok := b.members[id]
 	if id == b.self.UUID {
@@ -374,11 +375,11 @@ func (b *book) bury(id uuid.UUID, now time.Time) (Tombstone, error) {
 	}
 	b.mu.Unlock()
 	if !ok {
-		return Tombstone{}, fmt.Errorf("overlay: %s is no member of the mesh", id)
+		return Member{}, Tombstone{}, fmt.Errorf("overlay: %s is no member of the mesh", id)
 	}
 	t := Tombstone{UUID: id, Host: m.Host, Address: m.Address, Registered: m.Registered, At: now.UTC()}
 	b.merge(nil, []Tombstone{t})
-	return t, nil
+	return m, t, nil
 }
 
 // departed says whether this node's own registration is over.
@@ -408,6 +409,21 @@ func (b *book) alarm(text string) {
 	if len(b.alarms) < maxAlarms && !slices.Contains(b.alarms, text) {
 		b.alarms = append(b.alarms, text)
 	}
+}
+
+// doubt keeps what speaks against another node, where it is a conflict of two.
+func (b *book) doubt(r *Refusal) {
+	switch r.Why {
+	case UUIDTaken, KeyTaken, AddressTaken, Full:
+		b.alarm(r.Reason)
+	}
+}
+
+// notice is doubt for who does not hold the lock.
+func (b *book) notice(r *Refusal) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.doubt(r)
 }
 
 // conflicts are those that were kept.

@@ -90,7 +90,7 @@ func OpenDevice(ctx context.Context, c DeviceConfig) (*Device, error) {
 	}
 	log := &device.Logger{
 		Verbosef: device.DiscardLogf,
-		Errorf:   func(format string, args ...any) { c.Log.Warn("wireguard: " + fmt.Sprintf(format, args...)) },
+		Errorf:   func(format string, args ...any) { c.Log.Debug("wireguard: " + fmt.Sprintf(format, args...)) },
 	}
 	d := &Device{root: c.Root, key: c.Key, own: c.Address, peers: map[Key]*known{}}
 	d.dev = device.NewDevice(t, conn.NewDefaultBind(), log)

@@ -188,9 +188,7 @@ func (m *membership) NotifyAlive(n *memberlist.Node) error {
 	m.book.mu.Lock()
 	defer m.book.mu.Unlock()
 	if r := m.book.conflict(one); r != nil && r.Why != Itself {
-		if r.Why != Departed && r.Why != Invalid {
-			m.book.alarm(r.Reason)
-		}
+		m.book.doubt(r)
 		return r
 	}
 	return nil

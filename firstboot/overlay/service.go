@@ -83,8 +83,8 @@ type Service struct {
 
 	// mu is held for moments, and no other lock is taken under it.
 	mu sync.Mutex
-	// observed is where a member was last seen by hello, and ourselves by members.
-	observed map[Key]netip.AddrPort
+	// observed is where members were last seen by hello, and seenAt where they saw us.
+	observed map[Key]sighting
 	seenAt   []netip.Addr
 	greeted  map[uuid.UUID]time.Time
 	// named are the peers of the document that answered.
@@ -94,6 +94,14 @@ type Service struct {
 	// boots is the boot that the device's memory of a peer belongs to.
 	boots map[Key]string
 	local []netip.AddrPort
+	// movedAt is when the last of this machine's own addresses changed.
+	movedAt time.Time
+}
+
+// sighting is where a member was, until it tells something else.
+type sighting struct {
+	at     netip.AddrPort
+	serial uint64
 }
 
 // New prepares a service from what is on disk. Nothing runs and nothing is written.
@@ -107,7 +115,7 @@ func New(c Config) (*Service, error) {
 	}
 	s := &Service{
 		Config: c, look: make(chan struct{}, 1), saying: make(chan struct{}, 8),
-		observed: map[Key]netip.AddrPort{}, greeted: map[uuid.UUID]time.Time{}, named: map[string]bool{}, refused: map[string]*Refusal{}, under: map[string]bool{}, boots: map[Key]string{},
+		observed: map[Key]sighting{}, greeted: map[uuid.UUID]time.Time{}, named: map[string]bool{}, refused: map[string]*Refusal{}, under: map[string]bool{}, boots: map[Key]string{},
 	}
 	self := Member{
 		UUID: c.UUID, Host: c.Host, Key: c.Key.Public(), Address: c.Address.Address, Boot: c.Boot,
@@ -221,11 +229,8 @@ func (s *Service) sync() {
 		}
 	}
 	for _, m := range members {
-		p := Peer{m.Key, m.Address, m.Endpoints}
+		p := Peer{m.Key, m.Address, s.ends(m)}
 		s.mu.Lock()
-		if o, ok := s.observed[m.Key]; ok {
-			p.Endpoints = append([]netip.AddrPort{o}, without(p.Endpoints, o)...)
-		}
 		if _, ok := s.boots[m.Key]; !ok {
 			s.boots[m.Key] = m.Boot
 		}
@@ -273,6 +278,9 @@ func (s *Service) moved() {
 	if !s.refresh() {
 		return
 	}
+	s.mu.Lock()
+	s.movedAt = s.Now()
+	s.mu.Unlock()
 	s.members.update()
 	select {
 	case s.look <- struct{}{}:
@@ -307,7 +315,7 @@ func (s *Service) heard(m Member, at netip.Addr, answered bool) {
 	boot, before := s.boots[m.Key]
 	s.boots[m.Key] = m.Boot
 	if reachable(e, s.Address.Range) {
-		s.observed[m.Key] = e
+		s.observed[m.Key] = sighting{e, m.Serial}
 	}
 	s.mu.Unlock()
 	if s.device == nil || !reachable(e, s.Address.Range) {
@@ -330,9 +338,13 @@ func (s *Service) heard(m Member, at netip.Addr, answered bool) {
 
 // search joins members that memberlist lost, and says hello to peers of the document
 // that never answered and to members that are silent; all: to members that are not,
-// too. It waits for none of them.
+// too, as it does after this node moved, for as long as they would not seem silent. It
+// waits for none of them.
 func (s *Service) search(ctx context.Context, all bool) {
 	_, members, _ := s.book.known()
+	s.mu.Lock()
+	all = all || s.Now().Sub(s.movedAt) < s.Pace.Silence
+	s.mu.Unlock()
 	rand.Shuffle(len(members), func(i, j int) { members[i], members[j] = members[j], members[i] })
 	alive := s.members.alive()
 	var lost []netip.Addr
@@ -359,10 +371,7 @@ func (s *Service) search(ctx context.Context, all bool) {
 	}
 	asked := 0
 	for _, m := range members {
-		silent := s.Now().Sub(states[m.Key].Handshake) > s.Pace.Silence
-		if s.device == nil {
-			silent = !alive[m.UUID.String()]
-		}
+		silent := !alive[m.UUID.String()] || s.device != nil && s.Now().Sub(states[m.Key].Handshake) > s.Pace.Silence
 		// As many as are asked within one look.
 		if !silent && !all || asked >= 16 {
 			continue
@@ -372,19 +381,23 @@ func (s *Service) search(ctx context.Context, all bool) {
 	}
 }
 
-// doors is where a member may answer a hello, where it did last first.
-func (s *Service) doors(m Member) []string {
-	ends := m.Endpoints
+// ends is where a member may be, where it was seen last first.
+func (s *Service) ends(m Member) []netip.AddrPort {
 	s.mu.Lock()
-	if o, ok := s.observed[m.Key]; ok {
-		ends = append([]netip.AddrPort{o}, without(ends, o)...)
+	defer s.mu.Unlock()
+	if o, ok := s.observed[m.Key]; ok && o.serial == m.Serial {
+		return append([]netip.AddrPort{o.at}, without(m.Endpoints, o.at)...)
 	}
-	s.mu.Unlock()
+	return m.Endpoints
+}
+
+// doors is where a member may answer a hello.
+func (s *Service) doors(m Member) []string {
 	if s.Mode == ModeDirect {
-		ends = []netip.AddrPort{netip.AddrPortFrom(m.Address, Port)}
+		return []string{netip.AddrPortFrom(m.Address, Port).String()}
 	}
 	var out []string
-	for _, e := range ends {
+	for _, e := range s.ends(m) {
 		out = append(out, e.String())
 	}
 	return out
@@ -416,17 +429,16 @@ func (s *Service) greet(ctx context.Context, named string, doors []string) {
 		}
 		self, members, tombstones := s.book.known()
 		a, at, err := say(ctx, s.Root, s.Key, door, request{Member: self, Terms: s.book.terms, Members: members, Tombstones: tombstones[:min(len(tombstones), helloTombstones)]})
-		var refused *Refusal
-		if err == nil {
-			// The mesh that it belongs to may be another one.
-			if refused = s.book.refusal(a.Member, a.Terms); refused != nil {
-				err = refused
-			}
-		}
 		if err != nil {
-			errors.As(err, &refused)
-			s.told(door, named, refused)
+			if refused := (*Refusal)(nil); errors.As(err, &refused) {
+				s.told(door, named, refused)
+			}
 			s.Log.Debug("hello", "to", door, "err", err)
+			continue
+		}
+		// The mesh that it belongs to may be another one.
+		if refused := s.book.refusal(a.Member, a.Terms); refused != nil {
+			s.book.notice(refused)
 			continue
 		}
 		s.told(door, named, nil)
@@ -479,9 +491,11 @@ func (s *Service) observe(a netip.Addr) {
 // Bury ends the membership of a node, or of this one: every member removes it, also
 // those that are away now, and lets it in again only with a higher registration.
 func (s *Service) Bury(id uuid.UUID) error {
-	t, err := s.book.bury(id, s.Now())
+	m, t, err := s.book.bury(id, s.Now())
 	if _, members := s.parts(); err == nil && members != nil {
 		members.spread(t)
+		// Nobody gossips with it any more.
+		s.once("tell "+id.String(), func() { s.greet(context.Background(), "", s.doors(m)) })
 	}
 	return err
 }
