@@ -33,7 +33,7 @@ func TestWhatOthersTellIsBelievedAsFarAsItContradictsNothing(t *testing.T) {
 		taken bool
 		alarm bool
 	}{
-		"a newcomer":                      {func(m Member, _ *book) Member { m, _ = node(t, "new"); return m }, true, false},
+		"a newcomer":                      {func(Member, *book) Member { m, _ := node(t, "new"); return m }, true, false},
 		"a newer record":                  {func(m Member, _ *book) Member { m.Host, m.Serial = "new", 1; return m }, true, false},
 		"an older record":                 {func(m Member, _ *book) Member { m.Host = "new"; return m }, false, false},
 		"a known UUID with another key":   {func(m Member, _ *book) Member { m.Host, m.Key, m.Serial = "new", NewKey().Public(), 9; return m }, false, true},

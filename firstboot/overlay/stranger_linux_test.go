@@ -26,7 +26,7 @@ func runStrange() error {
 	junk := strings.Repeat("x", 60_000)
 	for _, host := range strings.Split(os.Getenv("OVERLAY_AT"), ",") {
 		at := net.JoinHostPort(host, strconv.Itoa(overlay.Port))
-		for round := range 25 {
+		for round := range 15 {
 			var open []net.Conn
 			for i, text := range []string{junk, "\x00\x30" + junk[:48], "GET / HTTP/1.0\r\n\r\n", "\x16\x03\x01\x02\x00\x01", "\x00\x30short", junk, junk, junk} {
 				c, err := net.Dial("tcp", at)
@@ -91,13 +91,16 @@ func TestAStrangerGetsNoByteInEitherFamilyAndTakesNoMemory(t *testing.T) {
 		return strings.Contains(a.run(t, "sh", "-c", "cat /proc/net/tcp6 /proc/net/tcp"), fmt.Sprintf(":%04X ", overlay.Port))
 	})
 
-	before := resident(t, a.node)
-	strange := stranger.self(t, "strange", "OVERLAY_AT=192.0.2.1,fd00:9::1")
-	if got := strange.line(t); got != "0" {
-		t.Errorf("a stranger got %s bytes", got)
+	var used []int
+	for range 2 { // the first time, all that is kept for use again comes into being
+		strange := stranger.self(t, "strange", "OVERLAY_AT=192.0.2.1,fd00:9::1")
+		if got := strange.line(t); got != "0" {
+			t.Errorf("a stranger got %s bytes", got)
+		}
+		used = append(used, resident(t, a.node))
 	}
-	if grown := resident(t, a.node) - before; grown > 8<<20 {
-		t.Errorf("400 connections of a stranger took %d KiB", grown>>10)
+	if grown := used[1] - used[0]; grown > 8<<20 || used[1] > 100<<20 {
+		t.Errorf("240 connections of a stranger took %d KiB, of %d", grown>>10, used[1]>>10)
 	}
 	st := a.status(t)
 	if len(st.Peers) != 0 || len(st.Alarms) != 0 || st.Strangers < 100 {
