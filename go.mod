@@ -170,7 +170,4 @@ require (
 
 replace github.com/zclconf/go-cty => github.com/nywilken/go-cty v1.13.3
 
-// consul/api asks for v0.6.0 through serf, of which it uses the coordinates only.
-replace github.com/hashicorp/memberlist => github.com/hashicorp/memberlist v0.5.4
-
 tool github.com/hashicorp/packer-plugin-sdk/cmd/packer-sdc
