@@ -33,6 +33,7 @@ const (
 	// The value of the key `xivo` is one always.
 	asWhole      place = 1 << iota // the whole file
 	inWriteFiles                   // what a write_files entry puts into ConfigFile
+	accepted                       // nowhere else: it was accepted before
 )
 
 // Parse reads a document: a cloud-config with the key `xivo` or with a
@@ -46,8 +47,14 @@ func Parse(data []byte, name string) (*Config, error) {
 	return parse(data, name, asWhole|inWriteFiles)
 }
 
+// ParseKept reads what UserData rendered of an accepted document. Its secret was
+// accepted then: a later release that refuses it takes no node out of its mesh.
+func ParseKept(data []byte, name string) (*Config, error) {
+	return parse(data, name, accepted)
+}
+
 func parse(data []byte, name string, places place) (*Config, error) {
-	r := &reader{file: name, lines: bytes.Split(data, []byte("\n"))}
+	r := &reader{file: name, lines: bytes.Split(data, []byte("\n")), accepted: places&accepted != 0}
 	if !r.text(data) {
 		return nil, invalid(r.problems)
 	}
@@ -82,6 +89,8 @@ type reader struct {
 	file     string
 	lines    [][]byte
 	problems []Problem
+	// accepted: the secret was accepted before.
+	accepted bool
 }
 
 func (r *reader) problem(line, column int, path, what, do string) {

@@ -1,6 +1,7 @@
 package cloudinit
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -114,7 +115,7 @@ func (c *Config) ReadSecret(root string) error {
 		return fmt.Errorf("cloudinit: secret_file: %w", err)
 	}
 	s := strings.TrimSuffix(strings.TrimSuffix(string(raw), "\n"), "\r")
-	if bad := checkSecret(s); bad != nil {
+	if bad := cmp.Or(checkSecret(s), checkStrength(s)); bad != nil {
 		return fmt.Errorf(what+"the secret %s, %s", c.SecretFile, bad.what, bad.do)
 	}
 	c.Secret = secret.Secret(s)
