@@ -68,8 +68,9 @@ func parse(data []byte, name string, places place) (*Config, error) {
 
 	block, last := r.find(root, data, places)
 	if block == nil && len(r.problems) == 0 {
-		if content := writtenFile(root); content != nil && places&inWriteFiles != 0 {
-			return r.embedded(content)
+		if file := writtenFile(root); file != nil && places&inWriteFiles != 0 {
+			r.checkPermissions(file)
+			return r.embedded(file["content"])
 		}
 		return nil, fmt.Errorf("%s: %w: it has no key `%s`", name, ErrNoDocument, blockKey)
 	}
@@ -258,9 +259,9 @@ func isMisspelt(key string) bool {
 	return len(key) >= len(blockKey) && (levenshtein.Distance(key, blockKey, nil) <= 1 || letters(key) == letters(blockKey))
 }
 
-// writtenFile returns the content that a write_files entry puts into
-// ConfigFile, nil if there is no such entry.
-func writtenFile(root *yaml.Node) *yaml.Node {
+// writtenFile returns the write_files entry that puts its content into ConfigFile,
+// nil if there is none.
+func writtenFile(root *yaml.Node) map[string]*yaml.Node {
 	for key, files := range pairs(root) {
 		if key.Value != "write_files" || files.Kind != yaml.SequenceNode {
 			continue
@@ -271,11 +272,28 @@ func writtenFile(root *yaml.Node) *yaml.Node {
 				entry[key.Value] = value
 			}
 			if path := entry["path"]; path != nil && path.Value == ConfigFile && entry["content"] != nil {
-				return entry["content"]
+				return entry
 			}
 		}
 	}
 	return nil
+}
+
+// checkPermissions refuses a write_files entry after which Load would refuse the
+// file: cloud-init makes it for all to read where it is not told otherwise.
+func (r *reader) checkPermissions(file map[string]*yaml.Node) {
+	const do = `write permissions: "0600"`
+	permissions := file["permissions"]
+	if permissions == nil {
+		r.at(file["path"], "write_files", "others could read the secret in "+ConfigFile, do)
+		return
+	}
+	// A number without a zero before it is a decimal one for cloud-init.
+	mode, err := strconv.ParseUint(strings.Replace(permissions.Value, "0o", "0", 1), 8, 32)
+	decimal := permissions.ShortTag() == "!!int" && !strings.HasPrefix(permissions.Value, "0")
+	if err != nil || decimal || mode&0o077 != 0 {
+		r.at(permissions, "write_files", "others could read the secret in "+ConfigFile, do)
+	}
 }
 
 // embedded parses the document in a write_files entry. Positions are those of
@@ -284,6 +302,8 @@ func (r *reader) embedded(content *yaml.Node) (*Config, error) {
 	c, err := parse([]byte(content.Value), r.file, asWhole)
 	var bad *InvalidError
 	switch {
+	case err == nil && len(r.problems) > 0:
+		return nil, invalid(r.problems)
 	case errors.Is(err, ErrNoDocument):
 		r.at(content, "write_files", "what is to be written to "+ConfigFile+" is no document", "write the keys of the block, in plain text without `encoding`")
 		return nil, invalid(r.problems)
@@ -297,6 +317,7 @@ func (r *reader) embedded(content *yaml.Node) (*Config, error) {
 			p.Column += r.indent(content.Line, content.Value)
 			p.Line += content.Line
 		}
+		return nil, invalid(append(r.problems, bad.Problems...))
 	}
 	return c, err
 }

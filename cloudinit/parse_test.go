@@ -3,6 +3,7 @@ package cloudinit
 import (
 	"errors"
 	"fmt"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -283,6 +284,29 @@ write_files:
 	const want = `user-data:8:13: xivo.peers[0]: "::1" is an IPv6 address, which xivo-dird cannot parse, write a host name or an IPv4 address`
 	if diff := cmp.Diff(want, fmt.Sprint(err)); diff != "" {
 		t.Error(diff)
+	}
+}
+
+func TestWhatCloudInitWouldWriteForAllToReadIsRefused(t *testing.T) {
+	for permissions, ok := range map[string]bool{
+		`permissions: "0600"`: true, `permissions: '600'`: true, `permissions: 0600`: true, `permissions: 0o600`: true, `permissions: "0400"`: true,
+		`owner: root:root`: false, `permissions: "0644"`: false, `permissions: 600`: false, `permissions: "0640"`: false, `permissions: secret`: false, `permissions: ""`: false,
+	} {
+		t.Run(permissions, func(t *testing.T) {
+			doc := "#cloud-config\nwrite_files:\n- path: /etc/xivo-firstboot/config.yml\n  " + permissions + "\n  content: |\n    version: 1\n    peers: []\n    secret: " + word + "\n"
+			_, err := Parse([]byte(doc), "d")
+			if ok != (err == nil) {
+				t.Fatalf("%v", err)
+			}
+			if want := regexp.MustCompile(`^d:[34]:\d+: write_files: others could read the secret in /etc/xivo-firstboot/config.yml, write permissions: "0600"$`); err != nil && !want.MatchString(err.Error()) {
+				t.Errorf("%v, want %s", err, want)
+			}
+			// With what else is wrong, in the order of the file.
+			_, err = Parse([]byte(doc+"    topolgy: ring\n"), "d")
+			if lines := strings.Split(fmt.Sprint(err), "\n"); len(lines) != 1 && ok || len(lines) != 2 && !ok || !strings.Contains(lines[len(lines)-1], "topolgy") {
+				t.Errorf("%v", err)
+			}
+		})
 	}
 }
 
