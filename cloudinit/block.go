@@ -239,7 +239,11 @@ func (r *reader) secret(c *Config) value {
 		case n.Style == 0 && sexagesimal.MatchString(n.Value):
 			r.at(n, path, "is a number to base 60 for cloud-init's YAML", "put it in quotes")
 		default:
-			if bad := checkSecret(n.Value); bad != nil {
+			bad := checkSecret(n.Value)
+			if bad == nil && !r.accepted {
+				bad = checkStrength(n.Value)
+			}
+			if bad != nil {
 				r.at(n, path, bad.what, bad.do)
 				return
 			}

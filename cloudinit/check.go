@@ -136,7 +136,7 @@ func checkSecret(s string) *fault {
 	case s != strings.TrimSpace(s):
 		return &fault{"starts or ends with space", "remove that"}
 	case n < MinSecret:
-		return &fault{fmt.Sprintf("has %d characters, fewer than %d", n, MinSecret), "take a longer one, for example from `openssl rand -base64 24`"}
+		return &fault{fmt.Sprintf("has %d characters, fewer than %d", n, MinSecret), strong}
 	}
 	return nil
 }

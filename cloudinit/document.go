@@ -33,6 +33,7 @@ const (
 	// The value of the key `xivo` is one always.
 	asWhole      place = 1 << iota // the whole file
 	inWriteFiles                   // what a write_files entry puts into ConfigFile
+	accepted                       // nowhere else: it was accepted before
 )
 
 // Parse reads a document: a cloud-config with the key `xivo` or with a
@@ -46,8 +47,14 @@ func Parse(data []byte, name string) (*Config, error) {
 	return parse(data, name, asWhole|inWriteFiles)
 }
 
+// ParseKept reads what UserData rendered of an accepted document. Its secret was
+// accepted then: a later release that refuses it takes no node out of its mesh.
+func ParseKept(data []byte, name string) (*Config, error) {
+	return parse(data, name, accepted)
+}
+
 func parse(data []byte, name string, places place) (*Config, error) {
-	r := &reader{file: name, lines: bytes.Split(data, []byte("\n"))}
+	r := &reader{file: name, lines: bytes.Split(data, []byte("\n")), accepted: places&accepted != 0}
 	if !r.text(data) {
 		return nil, invalid(r.problems)
 	}
@@ -61,8 +68,9 @@ func parse(data []byte, name string, places place) (*Config, error) {
 
 	block, last := r.find(root, data, places)
 	if block == nil && len(r.problems) == 0 {
-		if content := writtenFile(root); content != nil && places&inWriteFiles != 0 {
-			return r.embedded(content)
+		if file := writtenFile(root); file != nil && places&inWriteFiles != 0 {
+			r.checkPermissions(file)
+			return r.embedded(file["content"])
 		}
 		return nil, fmt.Errorf("%s: %w: it has no key `%s`", name, ErrNoDocument, blockKey)
 	}
@@ -82,6 +90,8 @@ type reader struct {
 	file     string
 	lines    [][]byte
 	problems []Problem
+	// accepted: the secret was accepted before.
+	accepted bool
 }
 
 func (r *reader) problem(line, column int, path, what, do string) {
@@ -249,9 +259,9 @@ func isMisspelt(key string) bool {
 	return len(key) >= len(blockKey) && (levenshtein.Distance(key, blockKey, nil) <= 1 || letters(key) == letters(blockKey))
 }
 
-// writtenFile returns the content that a write_files entry puts into
-// ConfigFile, nil if there is no such entry.
-func writtenFile(root *yaml.Node) *yaml.Node {
+// writtenFile returns the write_files entry that puts its content into ConfigFile,
+// nil if there is none.
+func writtenFile(root *yaml.Node) map[string]*yaml.Node {
 	for key, files := range pairs(root) {
 		if key.Value != "write_files" || files.Kind != yaml.SequenceNode {
 			continue
@@ -262,11 +272,28 @@ func writtenFile(root *yaml.Node) *yaml.Node {
 				entry[key.Value] = value
 			}
 			if path := entry["path"]; path != nil && path.Value == ConfigFile && entry["content"] != nil {
-				return entry["content"]
+				return entry
 			}
 		}
 	}
 	return nil
+}
+
+// checkPermissions refuses a write_files entry after which Load would refuse the
+// file: cloud-init makes it for all to read where it is not told otherwise.
+func (r *reader) checkPermissions(file map[string]*yaml.Node) {
+	const do = `write permissions: "0600"`
+	permissions := file["permissions"]
+	if permissions == nil {
+		r.at(file["path"], "write_files", "others could read the secret in "+ConfigFile, do)
+		return
+	}
+	// A number without a zero before it is a decimal one for cloud-init.
+	mode, err := strconv.ParseUint(strings.Replace(permissions.Value, "0o", "0", 1), 8, 32)
+	decimal := permissions.ShortTag() == "!!int" && !strings.HasPrefix(permissions.Value, "0")
+	if err != nil || decimal || mode&0o077 != 0 {
+		r.at(permissions, "write_files", "others could read the secret in "+ConfigFile, do)
+	}
 }
 
 // embedded parses the document in a write_files entry. Positions are those of
@@ -275,6 +302,8 @@ func (r *reader) embedded(content *yaml.Node) (*Config, error) {
 	c, err := parse([]byte(content.Value), r.file, asWhole)
 	var bad *InvalidError
 	switch {
+	case err == nil && len(r.problems) > 0:
+		return nil, invalid(r.problems)
 	case errors.Is(err, ErrNoDocument):
 		r.at(content, "write_files", "what is to be written to "+ConfigFile+" is no document", "write the keys of the block, in plain text without `encoding`")
 		return nil, invalid(r.problems)
@@ -288,6 +317,7 @@ func (r *reader) embedded(content *yaml.Node) (*Config, error) {
 			p.Column += r.indent(content.Line, content.Value)
 			p.Line += content.Line
 		}
+		return nil, invalid(append(r.problems, bad.Problems...))
 	}
 	return c, err
 }

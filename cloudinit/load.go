@@ -1,6 +1,7 @@
 package cloudinit
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -25,7 +26,8 @@ const (
 // secret_file included. It looks into cloud-init's merged user data, its vendor
 // data, and ConfigFile, and takes the first that has a document; a bad one is
 // an error, never skipped. A ConfigFile that is older than the instance was
-// left by another one and does not count.
+// left by another one and does not count. It has the secret in it, so it is refused
+// where anybody but its owner, who is root or runs this program, may access it.
 //
 // The error is an *InvalidError, or wraps ErrNoDocument when there is none
 // anywhere, or says what could not be read.
@@ -53,6 +55,9 @@ func Load(root string) (*Config, error) {
 	}
 	if born, ok := birth(instance); ok && st.ModTime().Before(born) {
 		return nil, fmt.Errorf("%w: %s is older than this instance, so it was written for another one: write it again to use it", ErrNoDocument, ConfigFile)
+	}
+	if bad := private(st, ConfigFile); bad != nil {
+		return nil, invalid([]Problem{{ConfigFile, 1, 1, "", bad.what, bad.do}})
 	}
 	config, err := load(root, name, ConfigFile, asWhole)
 	if errors.Is(err, ErrNoDocument) {
@@ -103,21 +108,30 @@ func (c *Config) ReadSecret(root string) error {
 	if !st.Mode().IsRegular() {
 		return fmt.Errorf(what+"is not a regular file", c.SecretFile)
 	}
-	if st.Mode().Perm()&0o077 != 0 {
-		return fmt.Errorf(what+"others may access it (mode %04o): chmod 0600 it", c.SecretFile, st.Mode().Perm())
-	}
-	if owner := st.Sys().(*syscall.Stat_t).Uid; owner != 0 && int(owner) != os.Geteuid() {
-		return fmt.Errorf(what+"belongs to user %d: chown it to root", c.SecretFile, owner)
+	if bad := private(st, c.SecretFile); bad != nil {
+		return fmt.Errorf(what+"%s: %s", c.SecretFile, bad.what, bad.do)
 	}
 	raw, err := io.ReadAll(io.LimitReader(f, MaxSize))
 	if err != nil {
 		return fmt.Errorf("cloudinit: secret_file: %w", err)
 	}
 	s := strings.TrimSuffix(strings.TrimSuffix(string(raw), "\n"), "\r")
-	if bad := checkSecret(s); bad != nil {
+	if bad := cmp.Or(checkSecret(s), checkStrength(s)); bad != nil {
 		return fmt.Errorf(what+"the secret %s, %s", c.SecretFile, bad.what, bad.do)
 	}
 	c.Secret = secret.Secret(s)
+	return nil
+}
+
+// private refuses a file that holds a secret and is not root's alone, or of who runs
+// this program. What to do is the command that mends it.
+func private(st fs.FileInfo, name string) *fault {
+	if owner := st.Sys().(*syscall.Stat_t).Uid; owner != 0 && int(owner) != os.Geteuid() {
+		return &fault{fmt.Sprintf("it has the secret and belongs to user %d", owner), "chown root: " + name + "; chmod 0600 " + name}
+	}
+	if mode := st.Mode().Perm(); mode&0o077 != 0 {
+		return &fault{fmt.Sprintf("it has the secret and others may access it (mode %04o)", mode), "chmod 0600 " + name}
+	}
 	return nil
 }
 

@@ -94,6 +94,31 @@ func TestLoadTakesTheFirstDocument(t *testing.T) {
 	}
 }
 
+func TestADocumentThatOthersMayReadIsRefusedWithTheCommand(t *testing.T) {
+	for name, c := range map[string]struct {
+		change func(t *testing.T, name string)
+		says   string // "": it is taken
+	}{
+		"root's alone":          {chmod(0o600), ""},
+		"for root to read only": {chmod(0o400), ""},
+		"for all to read":       {chmod(0o644), ConfigFile + ":1:1: it has the secret and others may access it (mode 0644), chmod 0600 " + ConfigFile},
+		"for a group to read":   {chmod(0o640), "(mode 0640), chmod 0600 " + ConfigFile},
+		"for all to write":      {chmod(0o602), "(mode 0602), chmod 0600 " + ConfigFile},
+		"another user's":        {chown(4711), "belongs to user 4711, chown root: " + ConfigFile + "; chmod 0600 " + ConfigFile},
+	} {
+		t.Run(name, func(t *testing.T) {
+			root := server(t)
+			put(t, root, ConfigFile, complete, 0)
+			c.change(t, filepath.Join(root, ConfigFile))
+			_, err := Load(root)
+			var bad *InvalidError
+			if c.says == "" && err != nil || c.says != "" && (!errors.As(err, &bad) || !strings.Contains(err.Error(), c.says)) {
+				t.Errorf("%v, want %q", err, c.says)
+			}
+		})
+	}
+}
+
 func TestLoadWithoutCloudInit(t *testing.T) {
 	root := t.TempDir()
 	if _, err := Load(root); !errors.Is(err, ErrNoDocument) {
@@ -117,12 +142,12 @@ func TestSecretFile(t *testing.T) {
 		"empty":                   {content: "\n", err: "has 0 characters"},
 		"short":                   {content: "hunter2\n", err: "has 7 characters"},
 		"two lines":               {content: "hunter2hunter2hunter2\nhunter2\n", err: "line break"},
-		"readable for its group":  {content: word, change: chmod(0o640), err: "(mode 0640): chmod 0600"},
+		"readable for its group":  {content: word, change: chmod(0o640), err: "(mode 0640): chmod 0600 /etc/mesh.secret"},
 		"readable for all":        {content: word, change: chmod(0o644), err: "chmod 0600"},
 		"readable for its owner":  {content: word, change: chmod(0o400)},
 		"missing":                 {change: func(t *testing.T, name string) { os.Remove(name) }, err: "no such file"},
 		"a folder":                {change: func(t *testing.T, name string) { os.Remove(name); os.Mkdir(name, 0o700) }, err: "not a regular file"},
-		"belonging to other user": {content: word, change: chown(4711), err: "belongs to user 4711"},
+		"belonging to other user": {content: word, change: chown(4711), err: "belongs to user 4711: chown root: /etc/mesh.secret; chmod 0600 /etc/mesh.secret"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			root := t.TempDir()

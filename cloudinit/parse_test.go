@@ -3,6 +3,7 @@ package cloudinit
 import (
 	"errors"
 	"fmt"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -12,7 +13,7 @@ import (
 )
 
 const (
-	word     = "correct horse battery"
+	word     = "six red pens on a mat"
 	complete = `xivo: {version: 1, peers: [], secret: "` + word + `"}`
 )
 
@@ -27,7 +28,7 @@ hostname: xivo2
 xivo:
   version: 1
   peers: [192.168.1.124, XiVO2.Example.com, 192.168.1.124]
-  secret: "a secret of the mesh"
+  secret: "four tired bakers sang before dawn"
   advertise: {interface: eth1}
   identity: keep
   topology: hub
@@ -44,7 +45,7 @@ runcmd: [ls]
 	want := &Config{
 		Version:   1,
 		Peers:     []string{"192.168.1.124", "xivo2.example.com"},
-		Secret:    "a secret of the mesh",
+		Secret:    "four tired bakers sang before dawn",
 		Advertise: Advertise{Interface: "eth1"},
 		Identity:  IdentityKeep,
 		Topology:  TopologyHub,
@@ -85,7 +86,7 @@ func TestValid(t *testing.T) {
 		"the markers of cloud-init's copy":     "#cloud-config\n\n# from 1 files\n# part-001\n\n---\n" + complete + "\n...\n",
 		"a secret in a file":                   "xivo: {version: 1, peers: [], secret_file: /etc/mesh.secret}",
 		"a secret of special characters":       `xivo: {version: 1, peers: [], secret: "$(reboot) '\" *&!%@ é"}`,
-		"a secret of exactly the least length": `xivo: {version: 1, peers: [], secret: "0123456789abcdef"}`,
+		"a secret of exactly the least length": `xivo: {version: 1, peers: [], secret: "0129f5-eb84c7-d3"}`,
 		"a base-60 number in quotes":           `xivo: {version: 1, peers: [], secret: "190:20:30:40:50:51"}`,
 		"an address to advertise":              with("advertise: 192.168.1.125"),
 		"everything said as it is by default":  with("advertise: auto\n  topology: mesh\n  directory: {contexts: auto, verify_certificate: false, ca_file: \"\"}"),
@@ -137,7 +138,7 @@ func TestInvalid(t *testing.T) {
 		{"no peers", `xivo: {version: 1, secret: "` + word + `"}`, "d:1:7: xivo.peers: is missing, list any nodes of the mesh, or write `peers: []` for the first one"},
 		{"no secret", "xivo: {version: 1, peers: []}", "d:1:7: xivo.secret: is missing, write the secret that the mesh shares, at least 16 characters, or secret_file"},
 		{"both secrets", with("secret_file: /x"), "d:5:16: xivo.secret_file: there is a secret, too, keep one of the two"},
-		{"short secret", `xivo: {version: 1, peers: [], secret: "fifteen letters"}`, "d:1:39: xivo.secret: has 15 characters, fewer than 16, take a longer one, for example from `openssl rand -base64 24`"},
+		{"short secret", `xivo: {version: 1, peers: [], secret: "fifteen letters"}`, "d:1:39: xivo.secret: has 15 characters, fewer than 16, take one that `xivo-firstboot secret` prints"},
 		{"empty secret", "xivo: {version: 1, peers: [], secret: }", "d:1:31: xivo.secret: is empty, write one, in quotes"},
 		{"secret with a newline", "xivo:\n  version: 1\n  peers: []\n  secret: |\n    " + word + "\n", "d:4:11: xivo.secret: holds a line break or another control character, write it on one line"},
 		{"secret with space around", `xivo: {version: 1, peers: [], secret: " ` + word + `"}`, "d:1:39: xivo.secret: starts or ends with space, remove that"},
@@ -216,7 +217,7 @@ func TestAllProblemsAreListedInTheOrderOfTheFile(t *testing.T) {
 	_, err := Parse([]byte(doc), "user-data")
 	want := "user-data:4:15: xivo.peers[1]: \"::1\" is an IPv6 address, which xivo-dird cannot parse, write a host name or an IPv4 address\n" +
 		"user-data:4:22: xivo.peers[2]: is a URL, write the host only: x\n" +
-		"user-data:5:11: xivo.secret: has 5 characters, fewer than 16, take a longer one, for example from `openssl rand -base64 24`\n" +
+		"user-data:5:11: xivo.secret: has 5 characters, fewer than 16, take one that `xivo-firstboot secret` prints\n" +
 		"user-data:6:3: xivo.tls: is reserved: certificates of the mesh are not managed yet, remove it\n" +
 		"user-data:7:3: xivo: unknown key \"topolgy\", did you mean `topology`?"
 	if diff := cmp.Diff(want, fmt.Sprint(err)); diff != "" {
@@ -277,7 +278,7 @@ write_files:
 
     version: 1
     peers: ["::1"]
-    secret: "correct horse battery"
+    secret: "six red pens on a mat"
 `
 	_, err := Parse([]byte(doc), "user-data")
 	const want = `user-data:8:13: xivo.peers[0]: "::1" is an IPv6 address, which xivo-dird cannot parse, write a host name or an IPv4 address`
@@ -286,12 +287,35 @@ write_files:
 	}
 }
 
+func TestWhatCloudInitWouldWriteForAllToReadIsRefused(t *testing.T) {
+	for permissions, ok := range map[string]bool{
+		`permissions: "0600"`: true, `permissions: '600'`: true, `permissions: 0600`: true, `permissions: 0o600`: true, `permissions: "0400"`: true,
+		`owner: root:root`: false, `permissions: "0644"`: false, `permissions: 600`: false, `permissions: "0640"`: false, `permissions: secret`: false, `permissions: ""`: false,
+	} {
+		t.Run(permissions, func(t *testing.T) {
+			doc := "#cloud-config\nwrite_files:\n- path: /etc/xivo-firstboot/config.yml\n  " + permissions + "\n  content: |\n    version: 1\n    peers: []\n    secret: " + word + "\n"
+			_, err := Parse([]byte(doc), "d")
+			if ok != (err == nil) {
+				t.Fatalf("%v", err)
+			}
+			if want := regexp.MustCompile(`^d:[34]:\d+: write_files: others could read the secret in /etc/xivo-firstboot/config.yml, write permissions: "0600"$`); err != nil && !want.MatchString(err.Error()) {
+				t.Errorf("%v, want %s", err, want)
+			}
+			// With what else is wrong, in the order of the file.
+			_, err = Parse([]byte(doc+"    topolgy: ring\n"), "d")
+			if lines := strings.Split(fmt.Sprint(err), "\n"); len(lines) != 1 && ok || len(lines) != 2 && !ok || !strings.Contains(lines[len(lines)-1], "topolgy") {
+				t.Errorf("%v", err)
+			}
+		})
+	}
+}
+
 func TestAloneIsItsOwn(t *testing.T) {
 	a, b := Alone(), Alone()
 	if a.Secret == b.Secret {
 		t.Error("two nodes alone have the same secret")
 	}
-	if checkSecret(a.Secret.Reveal()) != nil || len(a.Peers) != 0 {
+	if checkSecret(a.Secret.Reveal()) != nil || checkStrength(a.Secret.Reveal()) != nil || len(a.Peers) != 0 {
 		t.Errorf("not a valid document: %+v", a)
 	}
 	if s := fmt.Sprintf("%v %+v %#v", a, a, a); strings.Contains(s, a.Secret.Reveal()) {

@@ -28,8 +28,8 @@ func configs(t *rapid.T) *Config {
 		s := rapid.OneOf(
 			rapid.StringMatching(`[!-~][ -~]{14,40}[!-~]`),
 			rapid.StringMatching(`[0-9:.e_+-]{16,30}`),
-			rapid.SampledFrom([]string{"190:20:30:40:50:51", "2024-01-01 10:00:00", "*hunter2hunter2hunter2", "# no comment at all", `"quoted" and 'quoted'`, "é£€漢字é£€漢字é£€漢字é£€漢字", "0o1234567012345670", "key: value: key: value"}),
-		).Filter(func(s string) bool { return checkSecret(s) == nil }).Draw(t, "secret")
+			rapid.SampledFrom([]string{"190:20:30:40:50:51", "2024-01-01 10:00:00", "*hunter2-sings-at-noon", "# no comment at all", `"quoted" and 'quoted'`, "é£€漢字ñøß§µ漢é字éáíó", "0o1630257416352047", "key: value: key: value"}),
+		).Filter(func(s string) bool { return checkSecret(s) == nil && checkStrength(s) == nil }).Draw(t, "secret")
 		return secret.Secret(s)
 	})
 

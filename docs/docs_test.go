@@ -184,7 +184,7 @@ func TestExamples(t *testing.T) {
 		cmd := exec.CommandContext(t.Context(), argv[0], argv[1:]...)
 		cmd.Env = append(os.Environ(), "CHECKPOINT_DISABLE=1", "PACKER_NO_COLOR=1", "TMPDIR="+dir,
 			"PACKER_CONFIG_DIR="+filepath.Join(dir, "config"), "PACKER_PLUGIN_PATH="+filepath.Join(dir, "plugins"),
-			"PKR_VAR_mesh_secret=a sentence that only we know")
+			"PKR_VAR_mesh_secret=seven small boats left harbour today")
 		if strings.HasSuffix(argv[len(argv)-1], ".pkr.hcl") {
 			cmd.Dir = dir
 		}

@@ -36,7 +36,7 @@ func TestNothingIsHalfDone(t *testing.T) {
 		{"no UUID to keep", cloudinit.IdentityKeep, "DELETE FROM infos", reachable, "table infos has 0 rows"},
 		{"two UUIDs to keep", cloudinit.IdentityKeep, "INSERT INTO infos VALUES ('" + nodetest.OldUUID + "'), ('" + nodetest.PeerUUID + "')", reachable, "table infos has 2 rows"},
 		{"two UUIDs to replace", cloudinit.IdentityRegenerate, "DELETE FROM infos; INSERT INTO infos VALUES ('" + nodetest.OldUUID + "'), ('" + nodetest.PeerUUID + "')", reachable, "table infos has 2 rows"},
-		{"a UUID that is none", cloudinit.IdentityKeep, "DELETE FROM infos; INSERT INTO infos VALUES ('xivo')", reachable, `infos.uuid is "xivo"`},
+		{"a UUID that is none", cloudinit.IdentityKeep, "DELETE FROM infos; INSERT INTO infos VALUES ('xivo')", reachable, "infos.uuid is no UUID"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			db := nodetest.Connect(t, dsn)

@@ -80,7 +80,7 @@ const (
 	journalFile = platform.StateDir + "/journal.json"
 	wizardUUID  = "5b4f0f1a-6c1b-4f0a-9a53-0d3d1a2b3c4d"
 	theProduct  = "4c4c4544-0042-3510-8051-b8c04f4d3132"
-	document    = "xivo:\n  version: 1\n  peers: []\n  secret: \"a sentence that only we know\"\n"
+	document    = "xivo:\n  version: 1\n  peers: []\n  secret: \"seven small boats left harbour today\"\n"
 	mistaken    = "xivo:\n  version: 1\n  peer: [10.0.0.2]\n"
 )
 
@@ -401,7 +401,7 @@ func TestWhoIsHeldBackWhereAStepFails(t *testing.T) {
 			n.Document.Pending, n.Document.Config = n.Document.Config, cloudinit.Alone()
 		}, want: firstboot.Wait, why: worked + ".*no database",
 			also: func(t *testing.T, n *node.Node) {
-				if id := n.Identity(); !id.Adopted || id.NoDocument || n.Config().Secret != "a secret of this mesh" {
+				if id := n.Identity(); !id.Adopted || id.NoDocument || n.Config().Secret != "four tired bakers sang before dawn" {
 					t.Errorf("it is %+v", id)
 				}
 			}},

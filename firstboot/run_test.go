@@ -285,7 +285,7 @@ func TestConsulKeepsItsStateWhereItsConfigurationIsRefused(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			n := cutOff(t)
 			n.Journal.Identity.Name, n.Journal.Identity.Advertise = "xivo-b-99999999", "10.0.0.2"
-			n.Config().Secret = "a secret of this mesh"
+			n.Config().Secret = "four tired bakers sang before dawn"
 			nodetest.Put(t, n, raftFile, "the KV")
 			nodetest.Put(t, n, platform.ConsulConfigDir+"/config.json", `{"acl_master_token": "`+token+`"}`)
 			nodetest.Put(t, n, platform.ConsulConfigDir+"/zz-site.json", c.site)

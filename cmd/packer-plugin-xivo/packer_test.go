@@ -60,7 +60,7 @@ func TestPackers(t *testing.T) {
 				t.Errorf("%v\n%s", err, out)
 			}
 			// Shown by a provisioner, and in the log of Packer and of the plugin.
-			if strings.Contains(out, "the secret of the test") || !strings.Contains(out, "secret: <sensitive>") || !strings.Contains(out, "[DEBUG]") {
+			if strings.Contains(out, "four red pens on a mat") || !strings.Contains(out, "secret: <sensitive>") || !strings.Contains(out, "[DEBUG]") {
 				t.Errorf("the secret shows, or nothing was to show it:\n%s", out)
 			}
 		})

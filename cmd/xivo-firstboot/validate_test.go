@@ -10,7 +10,7 @@ import (
 // TestValidate is what a user sees of a document: exit code 0, or 2 with one
 // line per problem that names the place.
 func TestValidate(t *testing.T) {
-	const word = "hunter2hunter2hunter2"
+	const word = "hunter2-sings-at-noon"
 	block := func(lines string) string {
 		return "#cloud-config\nxivo:\n  version: 1\n  peers: []\n  secret: " + word + "\n  " + lines + "\n"
 	}

@@ -103,7 +103,7 @@ type configFile struct {
 	s Settings
 }
 
-// Diff names the keys that differ, the values of secret ones left out.
+// Diff names the keys that differ, and the values of those in toldKeys.
 func (c configFile) Diff(ctx context.Context) ([]string, error) {
 	want, err := c.render()
 	if err != nil {
@@ -243,19 +243,52 @@ func (c configFile) accepted(ctx context.Context, ours []byte) error {
 	if err != nil {
 		return c.fail(err)
 	}
+	var untold []secret.Secret
 	// The last of a name counts.
 	for _, f := range append(all, file{ourFile, ours}) {
+		// What is no JSON at all is for Consul to say.
+		if object, err := decodeObject(f.content); err == nil {
+			untold = append(untold, values(object)...)
+		}
 		if err := os.WriteFile(filepath.Join(dir, filepath.Base(f.name)), f.content, 0o600); err != nil {
 			return c.fail(err)
 		}
 	}
-	return validated(ctx, dir)
+	return validated(ctx, dir, untold)
+}
+
+// values are the texts of a configuration that are not to be told. Short ones are
+// words of Consul's own.
+func values(config map[string]any) (texts []secret.Secret) {
+	var collect func(v any)
+	collect = func(v any) {
+		switch v := v.(type) {
+		case string:
+			if len(v) >= 8 && !filepath.IsAbs(v) {
+				texts = append(texts, secret.Secret(v))
+			}
+		case []any:
+			for _, item := range v {
+				collect(item)
+			}
+		case map[string]any:
+			for _, item := range v {
+				collect(item)
+			}
+		}
+	}
+	for key, v := range config {
+		if !slices.Contains(toldKeys, key) {
+			collect(v)
+		}
+	}
+	return texts
 }
 
 // validated asks Consul about a folder with a copy of its configuration. The
 // command for it is `configtest` in XiVO's oldest ones, and `validate` in later
 // ones, which know no configtest.
-func validated(ctx context.Context, dir string) error {
+func validated(ctx context.Context, dir string, untold []secret.Secret) error {
 	for _, args := range [][]string{{"validate", dir}, {"configtest", "-config-dir", dir}} {
 		// A tenth of a second on an idle machine, and more than ten on one that is
 		// emulated and busy: a boot must not fail for that.
@@ -270,12 +303,16 @@ func validated(ctx context.Context, dir string) error {
 			continue // it does not know the command
 		}
 		said = strings.ReplaceAll(said, dir, platform.ConsulConfigDir)
-		return fmt.Errorf("consul: it would not start on %s: %w: %s", platform.ConsulConfigDir, err, said)
+		return fmt.Errorf("consul: it would not start on %s: %w: %w", platform.ConsulConfigDir, err, secret.Redact(errors.New(said), untold...))
 	}
 	return fmt.Errorf("consul: it can neither validate nor configtest %s", platform.ConsulConfigDir)
 }
 
-var secretKeys = []string{"acl_master_token", "encrypt"}
+// toldKeys are the settings whose values may be told. All others are somebody's own:
+// names of another node, or tokens under names that no list of secrets would have.
+var toldKeys = []string{
+	"advertise_addr", "bind_addr", "client_addr", "performance", "retry_join_wan", "skip_leave_on_interrupt",
+}
 
 func diffKeys(haveData, wantData []byte) []string {
 	want, _ := decodeObject(wantData) // our own rendering
@@ -291,10 +328,14 @@ func diffKeys(haveData, wantData []byte) []string {
 		h, w := have[key], want[key]
 		switch {
 		case reflect.DeepEqual(h, w):
-		case slices.Contains(secretKeys, key):
-			diff = append(diff, fmt.Sprintf("%s: %s differs", ourFile, key))
-		default:
+		case slices.Contains(toldKeys, key):
 			diff = append(diff, fmt.Sprintf("%s: %s is %s, not %s", ourFile, key, show(h), show(w)))
+		case h == nil:
+			diff = append(diff, fmt.Sprintf("%s: %s is missing", ourFile, key))
+		case w == nil:
+			diff = append(diff, fmt.Sprintf("%s: %s is not one of ours", ourFile, key))
+		default:
+			diff = append(diff, fmt.Sprintf("%s: %s differs", ourFile, key))
 		}
 	}
 	return diff

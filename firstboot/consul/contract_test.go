@@ -274,6 +274,42 @@ func TestConfigFileHasTheKeysThatTheVersionKnows(t *testing.T) {
 	}
 }
 
+// Somebody else's values are not told, whatever their names are.
+func TestTheDifferenceOfTheConfigFileTellsOnlyWhatMayBeTold(t *testing.T) {
+	p := layout(t, "xivo", free(t))
+	r := consul.ConfigFile(p, settings())
+	becomes(t, r)
+	var document map[string]any
+	check(t, json.Unmarshal([]byte(read(t, p, ours)), &document))
+	for key, value := range map[string]any{
+		"acl_token": "hunter2hunter2", "acl_agent_token": "hunter2hunter2", "telemetry": map[string]any{"circonus_api_token": "hunter2hunter2"},
+		"datacenter": "xivo-of-hunter2", "encrypt": "hunter2hunter2", "advertise_addr": "192.0.2.7",
+	} {
+		document[key] = value
+	}
+	delete(document, "node_name")
+	text, err := json.Marshal(document)
+	check(t, err)
+	check(t, os.WriteFile(p.Path(ours), text, 0o600))
+	// Consul need not like it: only what is told counts.
+	diff, err := r.Diff(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []string{
+		ours + ": acl_agent_token is not one of ours",
+		ours + ": acl_token is not one of ours",
+		ours + `: advertise_addr is "192.0.2.7", not "192.168.1.124"`,
+		ours + ": datacenter differs",
+		ours + ": encrypt differs",
+		ours + ": node_name is missing",
+		ours + ": telemetry is not one of ours",
+	}
+	if d := cmp.Diff(want, diff); d != "" {
+		t.Error(d)
+	}
+}
+
 func TestConfigFileThatOthersMayReadOrConsulMayNotDiffers(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("needs root, to give files away")

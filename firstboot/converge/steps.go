@@ -68,10 +68,14 @@ func documentKept(p *Pass) engine.Resource {
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return nil, err
 		}
-		if string(have) == want {
-			return nil, nil
+		var diff []string
+		if string(have) != want {
+			diff = append(diff, node.DocumentFile+" is not the document in force")
 		}
-		return []string{node.DocumentFile + " is not the document in force"}, nil
+		if !p.Node.RootKept() {
+			diff = append(diff, node.RootFile+" is not of the document's secret")
+		}
+		return diff, nil
 	}, func(context.Context) error { return p.Node.KeepDocument() })
 }
 

@@ -43,7 +43,7 @@ func TestTheFirstDocumentOfANodeWaitsForABecome(t *testing.T) {
 			if err := was.Journal.Save(); err != nil {
 				t.Fatal(err)
 			}
-			nodetest.Put(t, was, cloudinit.ConfigFile, "xivo:\n  version: 1\n  peers: []\n  secret: a sentence that only we know\n")
+			nodetest.Put(t, was, cloudinit.ConfigFile, "xivo:\n  version: 1\n  peers: []\n  secret: seven small boats left harbour today\n")
 			if says := converge.Waits(t.Context(), found(t, was)); !strings.Contains(says, "`xivo-firstboot run` does it") {
 				t.Errorf("it says: %s", says)
 			}

@@ -93,7 +93,7 @@ func startNode(t *testing.T, ports wanPorts, number int, version string, id uuid
 
 	n := node.New(p, slog.New(slog.DiscardHandler))
 	n.Document.Config = cloudinit.Alone()
-	n.Document.Config.Secret = "a sentence that only we know"
+	n.Document.Config.Secret = "seven small boats left harbour today"
 	n.Document.Config.Firewall.Enabled = false // it would be this machine's
 	n.Servers.OpenDB = func(context.Context) (*pgx.Conn, error) { return nil, errDown }
 	n.Servers.OpenBroker = func(context.Context) (*rabbitmq.Client, error) { return nil, errDown }

@@ -23,8 +23,10 @@ func NoSource(conn *pgx.Conn, name string) engine.Resource {
 
 // NoMeshRows is the absence of all rows that this package makes, for every peer
 // and every generation of the secret.
+//
+// Diff counts them: their names tell who the others are, and a manifest keeps them.
 func NoMeshRows(conn *pgx.Conn) engine.Resource {
-	return comparison{conn, directoryTables + ", accesswebservice", func(ctx context.Context, q postgres.Querier) ([]change, error) {
+	rows := comparison{conn, directoryTables + ", accesswebservice", func(ctx context.Context, q postgres.Querier) ([]change, error) {
 		t, err := read(ctx, q)
 		if err != nil {
 			return nil, err
@@ -39,6 +41,13 @@ func NoMeshRows(conn *pgx.Conn) engine.Resource {
 		}
 		return changes, err
 	}}
+	return engine.New(func(ctx context.Context) ([]string, error) {
+		found, err := rows.Diff(ctx)
+		if len(found) == 0 {
+			return nil, err
+		}
+		return []string{fmt.Sprintf("still there: sources, definitions, context entries and accounts of a mesh (%d)", len(found))}, err
+	}, rows.Apply)
 }
 
 // removal is what takes everything of a name that Name makes out of the tables.

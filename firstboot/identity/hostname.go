@@ -77,7 +77,7 @@ func (h hostName) row(ctx context.Context) (diff, domain string, err error) {
 	}
 	for _, f := range found {
 		if want := (name{h.host, domain}); f != want {
-			diff = fmt.Sprintf("resolvconf says %s.%s, should be %s.%s", f.Hostname, f.Domain, h.host, domain)
+			diff = "resolvconf does not say " + h.host
 		}
 	}
 	return diff, domain, nil

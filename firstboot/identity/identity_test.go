@@ -39,6 +39,8 @@ func converge(t *testing.T, r resource) {
 	t.Helper()
 	if diff, err := r.Diff(t.Context()); err != nil || len(diff) == 0 {
 		t.Fatalf("before apply: %v, %v; want a difference", diff, err)
+	} else if said := strings.Join(diff, " "); strings.Contains(said, id.String()) || strings.Contains(said, old.String()) {
+		t.Errorf("an identity is told: %s", said)
 	}
 	for range 2 {
 		if err := r.Apply(t.Context()); err != nil {
@@ -210,6 +212,10 @@ func TestUUIDInDatabase(t *testing.T) {
 	}
 	if got := text(t, conn, "SELECT wazo_version FROM infos"); got != version {
 		t.Errorf("version %s, want %s kept", got, version)
+	}
+
+	if diff, err := identity.UUIDInDatabase(conn, uuid.Nil).Diff(t.Context()); err != nil || len(diff) != 1 || strings.Contains(diff[0], id.String()) {
+		t.Errorf("of a sealed image: %q, %v", diff, err)
 	}
 
 	exec(t, conn, "INSERT INTO infos (uuid, wazo_version) VALUES ($1, '17.17')", old.String())

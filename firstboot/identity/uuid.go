@@ -36,7 +36,7 @@ func DatabaseUUID(ctx context.Context, conn *pgx.Conn) (uuid.UUID, error) {
 	}
 	id, err := uuid.Parse(text)
 	if err != nil {
-		return uuid.Nil, fmt.Errorf("identity: infos.uuid is %q: %w", text, err)
+		return uuid.Nil, fmt.Errorf("identity: infos.uuid is no UUID: %w", err)
 	}
 	return id, nil
 }
@@ -66,7 +66,7 @@ func UUID(ctx context.Context, conn *pgx.Conn, p *platform.Platform) (uuid.UUID,
 	}
 	id, err := uuid.Parse(text)
 	if err != nil {
-		return uuid.Nil, fmt.Errorf("identity: %s of %s is %q: %w", Variable, from, text, err)
+		return uuid.Nil, fmt.Errorf("identity: %s of %s is no UUID: %w", Variable, from, err)
 	}
 	return id, nil
 }
@@ -96,7 +96,8 @@ func (u uuidRow) Diff(ctx context.Context) ([]string, error) {
 	if err != nil || have == u.id.String() {
 		return nil, err
 	}
-	return []string{fmt.Sprintf("infos.uuid is %s, should be %s", have, u.id)}, nil
+	// Neither is told: they are whose server this was, and whose it will be.
+	return []string{"infos.uuid is another one"}, nil
 }
 
 // Apply updates the row in place: nothing else of it changes, and a table with
@@ -117,7 +118,7 @@ func (u uuidRow) Apply(ctx context.Context) error {
 // daemons; everything else that they say stays. XiVO's own tool leaves them alone
 // once they exist.
 func UUIDInFiles(p *platform.Platform, id uuid.UUID) engine.Resource {
-	says := "does not hold " + Variable + "=" + id.String()
+	const says = "does not hold the wanted " + Variable
 	return edits{p, []edit{
 		{profileFile, says, func([]byte) []byte { return []byte("export " + Variable + "=" + id.String() + "\n") }},
 		{systemdFile, says, func(have []byte) []byte { return inSystemd(have, id.String()) }},
@@ -213,7 +214,7 @@ func (u uuidVariable) Diff(ctx context.Context) ([]string, error) {
 	if have == u.id.String() {
 		return nil, nil
 	}
-	return []string{fmt.Sprintf("the service manager has %s=%s, should be %s", Variable, have, u.id)}, nil
+	return []string{"the service manager does not have the wanted " + Variable}, nil
 }
 
 // Apply sets it.

@@ -60,13 +60,14 @@ func (n *Node) LastDocument() (*cloudinit.Config, error) {
 	if err != nil {
 		return nil, err
 	}
-	return cloudinit.Parse(raw, DocumentFile)
+	return cloudinit.ParseKept(raw, DocumentFile)
 }
 
 // KeepDocument writes the document in force where the next boot finds it, also
-// when the seed is detached.
+// when the seed is detached, and what its secret was stretched to.
 func (n *Node) KeepDocument() error {
-	return files.WriteFile(n.Platform.Path(DocumentFile), cloudinit.UserData(n.Config()), files.Private())
+	err := files.WriteFile(n.Platform.Path(DocumentFile), cloudinit.UserData(n.Config()), files.Private())
+	return errors.Join(err, n.KeepRoot())
 }
 
 // sameInstance says that this is the instance that became, or that began to.

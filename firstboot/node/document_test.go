@@ -19,7 +19,7 @@ const instanceID = "/var/lib/cloud/data/instance-id"
 // What a node keeps for life is not changed by halves when its document changes;
 // the rest of a document is taken.
 func TestADocumentOfANodeThatLives(t *testing.T) {
-	const began = "secret: a sentence that only we know"
+	const began = "secret: seven small boats left harbour today"
 	for _, tc := range []struct {
 		name, document string
 		instance       string // what cloud-init says now
@@ -29,13 +29,13 @@ func TestADocumentOfANodeThatLives(t *testing.T) {
 		{"the same", began, "iid-1", false, ""},
 		{"another topology", began + "\n  topology: ring", "iid-1", false, ""},
 		{"its own address spelled out", began + "\n  advertise: 10.0.0.1", "iid-1", false, ""},
-		{"another secret", "secret: a sentence that nobody knows", "iid-1", false, "`secret`"},
+		{"another secret", "secret: nine grey herons watched the tide", "iid-1", false, "`secret`"},
 		{"another address", began + "\n  advertise: 10.0.0.2", "iid-1", false, "`advertise`"},
 		{"an interface", began + "\n  advertise: {interface: eth1}", "iid-1", false, "`advertise`"},
 		{"no encryption any more", began + "\n  consul: {encrypt: false}", "iid-1", false, "`consul.encrypt`"},
-		{"two of them", "secret: a sentence that nobody knows\n  consul: {encrypt: false}", "iid-1", false, "`secret` and `consul.encrypt`"},
-		{"another secret, after a become that was cut off", "secret: a sentence that nobody knows", "iid-1", true, "`secret`"},
-		{"another secret, for a clone that is to become another", "secret: a sentence that nobody knows", "iid-2", false, ""},
+		{"two of them", "secret: nine grey herons watched the tide\n  consul: {encrypt: false}", "iid-1", false, "`secret` and `consul.encrypt`"},
+		{"another secret, after a become that was cut off", "secret: nine grey herons watched the tide", "iid-1", true, "`secret`"},
+		{"another secret, for a clone that is to become another", "secret: nine grey herons watched the tide", "iid-2", false, ""},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			was := machine(t)
@@ -65,7 +65,7 @@ func TestADocumentOfANodeThatLives(t *testing.T) {
 			if said := fmt.Sprint(n.Document.Err); !strings.Contains(said, "it changes "+tc.refused+", which a node keeps for life (its address is 10.0.0.1)") {
 				t.Errorf("it says: %s", said)
 			}
-			if n.Config().Secret != "a sentence that only we know" {
+			if n.Config().Secret != "seven small boats left harbour today" {
 				t.Error("the one of before is not in force")
 			}
 		})
@@ -105,7 +105,7 @@ func TestTheFirstDocumentOfANodeThatBecameWithoutOne(t *testing.T) {
 				t.Errorf("without a document, it is to %s: %s", action, why)
 			}
 
-			nodetest.Put(t, was, cloudinit.ConfigFile, "xivo:\n  version: 1\n  peers: []\n  secret: a sentence that only we know\n")
+			nodetest.Put(t, was, cloudinit.ConfigFile, "xivo:\n  version: 1\n  peers: []\n  secret: seven small boats left harbour today\n")
 			n := open()
 			if action, why := n.Decide(false); action != tc.want {
 				t.Errorf("%s: %s", action, why)

@@ -16,7 +16,6 @@ import (
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/manifest"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/mesh"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/platform"
-	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/secret"
 )
 
 // Node is this machine while a command runs. Close it.
@@ -34,7 +33,8 @@ type Node struct {
 	// KV is the export of Consul's KV, wherever that is now.
 	KV *kvexport.Export
 
-	lock *os.File
+	lock        *os.File
+	credentials credentials
 }
 
 // Open finds out what the machine below root is. It changes nothing, and asks no
@@ -129,9 +129,6 @@ func (n *Node) Identity() Identity {
 	}
 	return n.Journal.Identity
 }
-
-// Credentials derives what the mesh shares from the document's secret.
-func (n *Node) Credentials() secret.Generation { return secret.NewGeneration(n.Config().Secret) }
 
 // Self is this node as the others see it.
 func (n *Node) Self() mesh.Member {

@@ -23,6 +23,9 @@ const (
 	MembershipFile = platform.StateDir + "/membership.json"
 	StatusFile     = platform.StateDir + "/status.json"
 	MarksFile      = platform.StateDir + "/marks.json"
+	// MeshDir has what opens the mesh; RootFile is what the secret was stretched to.
+	MeshDir  = platform.StateDir + "/mesh"
+	RootFile = MeshDir + "/root.json"
 )
 
 // ReadState reads one of our JSON files; a missing one leaves v as it is. A
@@ -62,7 +65,7 @@ func (n *Node) ForgetMesh() error {
 			return err
 		}
 	}
-	return nil
+	return os.RemoveAll(n.Platform.Path(MeshDir))
 }
 
 // Converged says whether this instance has ended a pass of converge.

@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 
 	rabbithole "github.com/michaelklishin/rabbit-hole/v2"
@@ -26,11 +28,17 @@ type nothingFederated struct{ client *Client }
 // up with another node's broker. The users of XiVO and the bus stay.
 func (c *Client) NoFederation() engine.Resource { return nothingFederated{c} }
 
+// Diff counts what is there: names tell who the others are, and a manifest keeps
+// them.
 func (n nothingFederated) Diff(ctx context.Context) ([]string, error) {
 	found, err := n.ties(ctx)
-	var diff []string
+	kinds := map[string]int{}
 	for _, t := range found {
-		diff = append(diff, t.what+" is still there")
+		kinds[t.kind]++
+	}
+	var diff []string
+	for _, kind := range slices.Sorted(maps.Keys(kinds)) {
+		diff = append(diff, fmt.Sprintf("still there: %s (%d)", kind, kinds[kind]))
 	}
 	return diff, err
 }
@@ -39,7 +47,7 @@ func (n nothingFederated) Apply(ctx context.Context) error {
 	found, err := n.ties(ctx)
 	for _, t := range found {
 		if e := sent(t.remove()); e != nil {
-			err = errors.Join(err, fmt.Errorf("rabbitmq: remove %s: %w", t.what, e))
+			err = errors.Join(err, fmt.Errorf("rabbitmq: remove %s: %w", t.name, e))
 		}
 	}
 	return err
@@ -47,7 +55,8 @@ func (n nothingFederated) Apply(ctx context.Context) error {
 
 // tie is one thing of the broker that ties it to others.
 type tie struct {
-	what   string
+	kind   string
+	name   string
 	remove func() (*http.Response, error)
 }
 
@@ -72,7 +81,7 @@ func upstreamTies(api *rabbithole.Client) ([]tie, error) {
 	}
 	var ties []tie
 	for _, u := range upstreams {
-		ties = append(ties, tie{"upstream " + u.Name, func() (*http.Response, error) {
+		ties = append(ties, tie{"upstreams", "upstream " + u.Name, func() (*http.Response, error) {
 			return api.DeleteFederationUpstream(u.Vhost, u.Name)
 		}})
 	}
@@ -87,7 +96,7 @@ func policyTies(api *rabbithole.Client) ([]tie, error) {
 	var ties []tie
 	for _, p := range policies {
 		if p.Name == policyName {
-			ties = append(ties, tie{"policy " + p.Name, func() (*http.Response, error) {
+			ties = append(ties, tie{"the policy " + policyName, "policy " + p.Name, func() (*http.Response, error) {
 				return api.DeletePolicy(vhost, p.Name)
 			}})
 		}
@@ -106,7 +115,7 @@ func accountTies(api *rabbithole.Client) ([]tie, error) {
 	var ties []tie
 	for _, u := range users {
 		if strings.HasPrefix(u.Name, accountPrefix) {
-			ties = append(ties, tie{"user " + u.Name, func() (*http.Response, error) {
+			ties = append(ties, tie{"accounts of a mesh", "user " + u.Name, func() (*http.Response, error) {
 				return api.DeleteUser(u.Name)
 			}})
 		}
@@ -125,7 +134,7 @@ func queueTies(api *rabbithole.Client) ([]tie, error) {
 		// One that is consumed belongs to somebody who is there now, and would
 		// come back at once.
 		if strings.HasPrefix(q.Name, downstreamQueue) && q.Consumers == 0 {
-			ties = append(ties, tie{"queue " + q.Name, func() (*http.Response, error) {
+			ties = append(ties, tie{"queues of downstreams", "queue " + q.Name, func() (*http.Response, error) {
 				return api.DeleteQueue(vhost, q.Name)
 			}})
 		}

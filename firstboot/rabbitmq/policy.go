@@ -62,7 +62,8 @@ func (p policy) read(ctx context.Context) (diff, rivals []string, err error) {
 		case found.Name == policyName:
 			diff = nil
 			if !samePolicy(found, wantedPolicy) {
-				diff = []string{fmt.Sprintf("policy %s is %+v, wanted %+v", policyName, found, wantedPolicy)}
+				// What it is may be anything that somebody wrote.
+				diff = []string{fmt.Sprintf("policy %s does not federate exchange %s, and only it, with all upstreams", policyName, exchange)}
 			}
 		case keepsBus(found):
 			rivals = append(rivals, fmt.Sprintf("policy %s (priority %d) keeps exchange %s from being federated", found.Name, found.Priority, exchange))

@@ -90,32 +90,42 @@ func (u upstream) Apply(ctx context.Context) error {
 	return nil
 }
 
-// differences of two upstreams, without their credentials.
+// differences of two upstreams. Numbers and where they lead are told; texts may be
+// anything that somebody wrote.
 func differences(found, wanted rabbithole.FederationDefinition) []string {
 	var diff []string
 	if !slices.Equal(found.Uri, wanted.Uri) {
 		if was, is := redacted(found.Uri), redacted(wanted.Uri); slices.Equal(was, is) {
-			diff = append(diff, "the uri's credentials differ")
+			diff = append(diff, "the uri's credentials differ, or its parameters")
 		} else {
 			diff = append(diff, fmt.Sprintf("uri is %s, wanted %s", strings.Join(was, " "), strings.Join(is, " ")))
 		}
 	}
 	for _, d := range []struct {
 		name          string
-		found, wanted any
+		found, wanted int
 	}{
 		{"max-hops", found.MaxHops, wanted.MaxHops},
 		{"reconnect-delay", found.ReconnectDelay, wanted.ReconnectDelay},
 		{"expires", found.Expires, wanted.Expires},
-		{"message-ttl", found.MessageTTL, wanted.MessageTTL},
-		{"ack-mode", found.AckMode, wanted.AckMode},
-		{"trust-user-id", found.TrustUserId, wanted.TrustUserId},
+		{"message-ttl", int(found.MessageTTL), int(wanted.MessageTTL)},
 		{"prefetch-count", found.PrefetchCount, wanted.PrefetchCount},
-		{"exchange", found.Exchange, wanted.Exchange},
-		{"queue", found.Queue, wanted.Queue},
 	} {
 		if d.found != d.wanted {
-			diff = append(diff, fmt.Sprintf("%s is %v, wanted %v", d.name, d.found, d.wanted))
+			diff = append(diff, fmt.Sprintf("%s is %d, wanted %d", d.name, d.found, d.wanted))
+		}
+	}
+	for _, d := range []struct {
+		name    string
+		differs bool
+	}{
+		{"ack-mode", found.AckMode != wanted.AckMode},
+		{"trust-user-id", found.TrustUserId != wanted.TrustUserId},
+		{"exchange", found.Exchange != wanted.Exchange},
+		{"queue", found.Queue != wanted.Queue},
+	} {
+		if d.differs {
+			diff = append(diff, d.name+" differs")
 		}
 	}
 	return diff

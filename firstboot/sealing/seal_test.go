@@ -373,6 +373,21 @@ func TestTheSealExportsAnewWhatConsulHolds(t *testing.T) {
 	}
 }
 
+func TestTheManifestHasNoMachineID(t *testing.T) {
+	const machineID = "2b8f1c0e6a0a4f0e9b573f6f6e0c8a11"
+	n := aServer(t, map[string]string{"/var/log/journal/" + machineID + "/system.journal": "lines", "/var/log/syslog": "lines"})
+	removed, err := run(t, n, "logs")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]string{"journals (1)", "/var/log/syslog"}, removed); diff != "" {
+		t.Error(diff)
+	}
+	if _, err := os.Stat(n.Platform.Path("/var/log/journal", machineID)); err == nil {
+		t.Error("the journal is still there")
+	}
+}
+
 func TestNoRandomSeedIsWrittenWhenTheImageIsSwitchedOff(t *testing.T) {
 	const seed = "/var/lib/systemd/random-seed"
 	for _, there := range []bool{true, false} {

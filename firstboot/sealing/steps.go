@@ -189,5 +189,18 @@ func nodeState(n *node.Node) engine.Resource {
 }
 
 func logs(n *node.Node) engine.Resource {
-	return engine.All{files.Absent(n.Platform.Root, "/var/log/journal/*", "/var/backups/xivo/*"), files.NoLogs(n.Platform.Root, "/var/log")}
+	journals := counted("journals", files.Absent(n.Platform.Root, "/var/log/journal/*"))
+	return engine.All{journals, files.Absent(n.Platform.Root, "/var/backups/xivo/*"), files.NoLogs(n.Platform.Root, "/var/log")}
+}
+
+// counted is a resource that tells only how much differs: what it finds has names
+// that are part of an identity, such as the machine id of a journal's folder.
+func counted(what string, r engine.Resource) engine.Resource {
+	return engine.New(func(ctx context.Context) ([]string, error) {
+		found, err := r.Diff(ctx)
+		if len(found) == 0 {
+			return nil, err
+		}
+		return []string{fmt.Sprintf("%s (%d)", what, len(found))}, err
+	}, r.Apply)
 }

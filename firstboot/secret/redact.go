@@ -29,8 +29,9 @@ func Redact(err error, secrets ...Secret) error {
 
 func oneLine(s string) string { return strings.Join(strings.Fields(s), " ") }
 
-// RedactURI is a uri without the user and the password in it. It is cut, not parsed:
-// one that a person wrote need not be well-formed.
+// RedactURI is a uri without the user and the password in it, and without what
+// follows a question mark, where some uris have a password, too. It is cut, not
+// parsed: one that a person wrote need not be well-formed.
 func RedactURI(uri string) string {
 	scheme, rest, found := strings.Cut(uri, "://")
 	if !found {
@@ -38,5 +39,7 @@ func RedactURI(uri string) string {
 	} else {
 		scheme += "://"
 	}
-	return scheme + rest[strings.LastIndexByte(rest, '@')+1:]
+	rest = rest[strings.LastIndexByte(rest, '@')+1:]
+	rest, _, _ = strings.Cut(rest, "?")
+	return scheme + rest
 }

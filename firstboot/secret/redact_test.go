@@ -38,10 +38,11 @@ func TestRedact(t *testing.T) {
 
 func TestRedactURI(t *testing.T) {
 	for uri, want := range map[string]string{
-		"amqp://u:p@h:1?x=1": "amqp://h:1?x=1",
-		"amqps://h":          "amqps://h",
-		"u:p@ss@h":           "h",
-		"amqp://u:p%40@h/v":  "amqp://h/v",
+		"amqp://u:p@h:1?x=1":     "amqp://h:1",
+		"amqps://h":              "amqps://h",
+		"u:p@ss@h":               "h",
+		"amqp://u:p%40@h/v":      "amqp://h/v",
+		"amqps://h?password=p@x": "amqps://x",
 	} {
 		if got := secret.RedactURI(uri); got != want {
 			t.Errorf("%s: %s, want %s", uri, got, want)

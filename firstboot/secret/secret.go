@@ -3,8 +3,6 @@
 package secret
 
 import (
-	"crypto/hkdf"
-	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
 	"log/slog"
@@ -26,17 +24,8 @@ func (Secret) GoString() string             { return redacted }
 func (Secret) LogValue() slog.Value         { return slog.StringValue(redacted) }
 func (Secret) MarshalText() ([]byte, error) { return []byte(redacted), nil }
 
-// Generation is one secret of the mesh and all that follows from it. Two nodes
-// with the same secret derive the same credentials, so none has to travel.
-type Generation struct {
-	key []byte
-}
-
-// NewGeneration prepares the derivation from the secret of the user's document.
-func NewGeneration(s Secret) Generation { return Generation{key: []byte(s)} }
-
 // KeyID names the generation without telling it: 6 hex digits.
-func (g Generation) KeyID() string { return hex.EncodeToString(g.derive("key-id", 3)) }
+func (g Generation) KeyID() string { return hex.EncodeToString(g.Derive("key-id", 3)) }
 
 // Account is the name of this generation's accounts and upstream users.
 // Letters, digits and dashes only; XiVO's web interface accepts it as a login.
@@ -53,7 +42,7 @@ func (g Generation) DirectoryPassword() Secret { return g.text("confd-web-servic
 // ConsulToken is the ACL master token of the mesh, in the form of a UUID.
 func (g Generation) ConsulToken() Secret {
 	var u uuid.UUID
-	copy(u[:], g.derive("consul-master-token", 16))
+	copy(u[:], g.Derive("consul-master-token", 16))
 	u[6] = u[6]&0x0f | 0x40
 	u[8] = u[8]&0x3f | 0x80
 	return Secret(u.String())
@@ -62,18 +51,9 @@ func (g Generation) ConsulToken() Secret {
 // GossipKey is the symmetric key of Consul's gossip: 16 bytes in base64, the
 // one length that every Consul from 0.5 on takes.
 func (g Generation) GossipKey() Secret {
-	return Secret(base64.StdEncoding.EncodeToString(g.derive("consul-gossip", 16)))
+	return Secret(base64.StdEncoding.EncodeToString(g.Derive("consul-gossip", 16)))
 }
 
 func (g Generation) text(label string) Secret {
-	return Secret(base64.RawURLEncoding.EncodeToString(g.derive(label, 30)))
-}
-
-func (g Generation) derive(label string, n int) []byte {
-	// HKDF fails only for absurd lengths.
-	out, err := hkdf.Key(sha256.New, g.key, []byte("xivo-mesh"), label, n)
-	if err != nil {
-		panic(err)
-	}
-	return out
+	return Secret(base64.RawURLEncoding.EncodeToString(g.Derive(label, 30)))
 }

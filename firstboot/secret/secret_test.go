@@ -31,7 +31,12 @@ func TestASecretDoesNotPrintItself(t *testing.T) {
 }
 
 func TestNodesWithOneSecretDeriveTheSame(t *testing.T) {
-	a, b, other := NewGeneration(text), NewGeneration(text), NewGeneration(text+"!")
+	a, other := Stretch(text), Stretch(text+"!")
+	// Another node: the same, and nothing of this process's memory.
+	b, err := Restore(a.Keep(text), text)
+	if err != nil {
+		t.Fatal(err)
+	}
 	all := func(g Generation) []string {
 		return []string{g.KeyID(), g.Account(), g.BrokerPassword().Reveal(), g.DirectoryPassword().Reveal(), g.ConsulToken().Reveal(), g.GossipKey().Reveal()}
 	}
@@ -51,7 +56,7 @@ func TestNodesWithOneSecretDeriveTheSame(t *testing.T) {
 }
 
 func TestCredentialsHaveTheFormsThatTheirConsumersTake(t *testing.T) {
-	g := NewGeneration(text)
+	g := Stretch(text)
 	for name, c := range map[string]struct {
 		value   Secret
 		pattern string

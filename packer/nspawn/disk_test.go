@@ -98,6 +98,7 @@ func TestDisk(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
+				isPrivate(t, d.path)
 				if root.number != tc.root {
 					t.Errorf("the root is partition %d, want %d", root.number, tc.root)
 				}
@@ -124,6 +125,30 @@ func TestDisk(t *testing.T) {
 					do(t, "sfdisk", "--verify", d.path)
 				}
 			})
+		}
+	}
+}
+
+// isPrivate wants nobody but its owner to read a disk.
+func isPrivate(t *testing.T, name string) {
+	t.Helper()
+	if st, err := os.Stat(name); err != nil || st.Mode().Perm() != 0o600 {
+		t.Errorf("%s: %v, %v; others may read what is on the disk", name, st.Mode(), err)
+	}
+}
+
+func TestADiskThatOthersCouldReadBecomesPrivate(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "disk")
+	if err := os.WriteFile(name, []byte("of an earlier build"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := makePrivate(name); err != nil {
+			t.Fatal(err)
+		}
+		isPrivate(t, name)
+		if err := os.Remove(name); err != nil {
+			t.Fatal(err)
 		}
 	}
 }
@@ -244,6 +269,7 @@ func TestUnpack(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			isPrivate(t, d.path)
 			if err := mount(t.Context(), sandbox, d.path, p, "rw"); err != nil {
 				t.Fatal(err)
 			}

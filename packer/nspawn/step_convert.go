@@ -17,6 +17,9 @@ func (s *stepConvert) Run(ctx context.Context, state multistep.StateBag) multist
 		return multistep.ActionContinue
 	}
 	uiOf(state).Say("Writing " + s.config.imagePath())
+	if err := makePrivate(s.config.imagePath()); err != nil {
+		return halt(state, err)
+	}
 	err := sandboxOf(state).Run(ctx, "qemu-img", "convert", "-f", "raw", "-O", "qcow2",
 		"-c", "-o", "compression_type=zstd", s.config.workPath(), s.config.imagePath())
 	if err != nil {

@@ -66,7 +66,7 @@ const (
 
 // format makes a disk with one active partition and an empty ext4 on it.
 func (d *disk) format(ctx context.Context, size int64) (*partition, error) {
-	f, err := os.OpenFile(d.path, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o644)
+	f, err := os.OpenFile(d.path, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("make the disk: %w", err)
 	}
@@ -127,6 +127,9 @@ func (d *disk) convert(ctx context.Context, source string, size int64) (grown bo
 	if format == diskimage.Unknown {
 		format = diskimage.Raw // a file system, perhaps, without a partition table
 	}
+	if err := makePrivate(d.path); err != nil {
+		return false, err
+	}
 	if err := d.sandbox.Run(ctx, "qemu-img", "convert", "-f", string(format), "-O", "raw", source, d.path); err != nil {
 		return false, err
 	}
@@ -144,6 +147,16 @@ func (d *disk) convert(ctx context.Context, source string, size int64) (grown bo
 		return false, fmt.Errorf("disk_size is %d bytes, but the source image has %d: it can be grown, not shrunk", size, st.Size())
 	}
 	return false, nil
+}
+
+// makePrivate makes an empty file, or empties one, that only its owner may access:
+// whoever writes a disk into it keeps that.
+func makePrivate(name string) error {
+	f, err := os.OpenFile(name, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Chmod(0o600), f.Close())
 }
 
 // growPartition gives the root's partition the rest of the disk.

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 
 	"github.com/hashicorp/hcl/v2/hcldec"
@@ -23,10 +24,10 @@ import (
 
 // Places in the machine.
 const (
-	// uploadPath is where the connection's user may write.
-	uploadPath = "/tmp/xivo-firstboot.upload"
-	// manifestCopy is a copy of the manifest that the connection's user may read.
-	manifestCopy = "/tmp/xivo-seal-manifest.json"
+	// privateFolders is what mktemp makes a folder of that is the connection's user's
+	// alone: in /tmp itself, any user of the machine could put another binary, or a
+	// link, in the place of what is uploaded.
+	privateFolders = "/tmp/xivo-seal.XXXXXXXXXX"
 	// manifestPath is where `xivo-firstboot seal` keeps what it did.
 	manifestPath = platform.StateDir + "/seal.json"
 )
@@ -96,13 +97,36 @@ func (p *Provisioner) install(ctx context.Context, m *remote.Machine) error {
 	if err != nil {
 		return err
 	}
-	if err := m.Communicator.Upload(uploadPath, bytes.NewReader(binary), nil); err != nil {
+	folder, err := privateFolder(ctx, m)
+	if err != nil {
 		return err
 	}
-	if err := m.Run(ctx, "install", "-D", "-o", "root", "-g", "root", "-m", "0755", uploadPath, cloudinit.BinaryPath); err != nil {
+	upload := folder + "/xivo-firstboot"
+	if err := m.Communicator.Upload(upload, bytes.NewReader(binary), nil); err != nil {
 		return err
 	}
-	return m.Run(ctx, "rm", "-f", uploadPath)
+	if err := m.Run(ctx, "install", "-D", "-o", "root", "-g", "root", "-m", "0755", upload, cloudinit.BinaryPath); err != nil {
+		return err
+	}
+	return m.Run(ctx, "rm", "-rf", folder)
+}
+
+var isPrivateFolder = regexp.MustCompile(`^/tmp/xivo-seal\.[A-Za-z0-9]{10}$`)
+
+// privateFolder makes a folder that only the connection's user, and root, may look
+// into.
+func privateFolder(ctx context.Context, m *remote.Machine) (string, error) {
+	user := *m
+	user.Sudo = false
+	out, err := user.Output(ctx, "mktemp", "-d", privateFolders)
+	if err != nil {
+		return "", err
+	}
+	folder := strings.TrimSpace(out)
+	if !isPrivateFolder.MatchString(folder) {
+		return "", fmt.Errorf("mktemp -d %s: unexpected answer %q", privateFolders, folder)
+	}
+	return folder, nil
 }
 
 // binary is the configured build of xivo-firstboot, or the carried one that
@@ -160,10 +184,15 @@ func (p *Provisioner) fetchManifest(ctx context.Context, m *remote.Machine, to s
 // downloadManifest reads the manifest, which root alone may do in the machine,
 // through a copy where the connection is another user's.
 func downloadManifest(ctx context.Context, m *remote.Machine) ([]byte, error) {
-	from := manifestPath
+	from, folder := manifestPath, ""
 	if m.Sudo {
-		from = manifestCopy
-		if err := m.Run(ctx, "install", "-m", "0644", manifestPath, manifestCopy); err != nil {
+		var err error
+		if folder, err = privateFolder(ctx, m); err != nil {
+			return nil, err
+		}
+		from = folder + "/seal.json"
+		// In a folder of the user's own, who may read it.
+		if err := m.Run(ctx, "install", "-m", "0644", manifestPath, from); err != nil {
 			return nil, err
 		}
 	}
@@ -172,7 +201,7 @@ func downloadManifest(ctx context.Context, m *remote.Machine) ([]byte, error) {
 		return nil, err
 	}
 	if m.Sudo {
-		if err := m.Run(ctx, "rm", "-f", manifestCopy); err != nil {
+		if err := m.Run(ctx, "rm", "-rf", folder); err != nil {
 			return nil, err
 		}
 	}

@@ -36,7 +36,11 @@ func (m *machine) Start(_ context.Context, cmd *packersdk.RemoteCmd) error {
 		}
 	}
 	go func() {
-		io.WriteString(cmd.Stdout, m.says[command])
+		says := m.says[command]
+		if strings.HasPrefix(command, "mktemp ") && says == "" {
+			says = "/tmp/xivo-seal.0123456789\n"
+		}
+		io.WriteString(cmd.Stdout, says)
 		cmd.SetExited(status)
 	}()
 	return nil
@@ -56,9 +60,10 @@ func (m *machine) Download(path string, to io.Writer) error {
 
 func TestProvision(t *testing.T) {
 	const (
-		upload  = "upload /tmp/xivo-firstboot.upload: the binary"
-		install = "install -D -o root -g root -m 0755 /tmp/xivo-firstboot.upload /usr/sbin/xivo-firstboot"
-		remove  = "rm -f /tmp/xivo-firstboot.upload"
+		private = "mktemp -d /tmp/xivo-seal.XXXXXXXXXX"
+		upload  = "upload /tmp/xivo-seal.0123456789/xivo-firstboot: the binary"
+		install = "install -D -o root -g root -m 0755 /tmp/xivo-seal.0123456789/xivo-firstboot /usr/sbin/xivo-firstboot"
+		remove  = "rm -rf /tmp/xivo-seal.0123456789"
 		seal    = "/usr/sbin/xivo-firstboot seal"
 		fetch   = "download /var/lib/xivo-firstboot/seal.json"
 		last    = "/usr/sbin/xivo-firstboot seal --last"
@@ -74,49 +79,54 @@ func TestProvision(t *testing.T) {
 		{
 			name:    "the manifest comes home before the keys go",
 			machine: machine{manifest: `{"format": 1}`},
-			want:    []string{upload, install, remove, seal, fetch, last},
+			want:    []string{private, upload, install, remove, seal, fetch, last},
 		}, {
 			name:     "what a person chose",
 			settings: settings{"allow_configured": true, "enable": []string{"one"}, "disable": []string{"two", "three-4"}},
 			machine:  machine{manifest: `{}`},
-			want: []string{upload, install, remove, seal + " --allow-configured --enable one --disable two --disable three-4",
+			want: []string{private, upload, install, remove, seal + " --allow-configured --enable one --disable two --disable three-4",
 				fetch, last + " --allow-configured --enable one --disable two --disable three-4"},
 		}, {
 			name:     "as another user",
 			settings: settings{"sudo": true},
 			machine:  machine{manifest: `{}`},
-			want: []string{upload, "sudo -n " + install, "sudo -n " + remove, "sudo -n " + seal,
-				"sudo -n install -m 0644 /var/lib/xivo-firstboot/seal.json /tmp/xivo-seal-manifest.json",
-				"download /tmp/xivo-seal-manifest.json", "sudo -n rm -f /tmp/xivo-seal-manifest.json", "sudo -n " + last},
+			want: []string{private, upload, "sudo -n " + install, "sudo -n " + remove, "sudo -n " + seal,
+				private, "sudo -n install -m 0644 /var/lib/xivo-firstboot/seal.json /tmp/xivo-seal.0123456789/seal.json",
+				"download /tmp/xivo-seal.0123456789/seal.json", "sudo -n " + remove, "sudo -n " + last},
+		}, {
+			name:    "a machine that makes no folder",
+			machine: machine{manifest: `{}`, says: map[string]string{private: "/tmp\n"}},
+			want:    []string{private},
+			err:     `unexpected answer "/tmp"`,
 		}, {
 			name:    "a seal that fails",
 			machine: machine{fails: map[string]int{seal: 1}},
-			want:    []string{upload, install, remove, seal},
+			want:    []string{private, upload, install, remove, seal},
 			err:     "not sealed: make no image of it",
 		}, {
 			name:    "a manifest that is none keeps the keys",
 			machine: machine{manifest: "cat: no such file"},
-			want:    []string{upload, install, remove, seal, fetch},
+			want:    []string{private, upload, install, remove, seal, fetch},
 			err:     "is no JSON",
 		}, {
 			name:    "an empty manifest too",
 			machine: machine{},
-			want:    []string{upload, install, remove, seal, fetch},
+			want:    []string{private, upload, install, remove, seal, fetch},
 			err:     "is no JSON",
 		}, {
 			name:    "JSON that is no manifest keeps the keys, too",
 			machine: machine{manifest: `{"operations": "all"}`},
-			want:    []string{upload, install, remove, seal, fetch},
+			want:    []string{private, upload, install, remove, seal, fetch},
 			err:     "is no manifest of a seal",
 		}, {
 			name:    "keys that stay",
 			machine: machine{manifest: `{}`, fails: map[string]int{last: 1}},
-			want:    []string{upload, install, remove, seal, fetch, last},
+			want:    []string{private, upload, install, remove, seal, fetch, last},
 			err:     "still has the keys of this build",
 		}, {
 			name:    "a connection that breaks",
 			machine: machine{fails: map[string]int{install: packersdk.CmdDisconnect}},
-			want:    []string{upload, install},
+			want:    []string{private, upload, install},
 			err:     "the connection was lost",
 		},
 	} {

@@ -21,7 +21,7 @@ import (
 	"github.com/xivo-mesh/packer-plugin-xivo/packer/packertest"
 )
 
-const document = "#cloud-config\nxivo: {version: 1, peers: [], secret: \"correct {{ horse }} battery\"}\n"
+const document = "#cloud-config\nxivo: {version: 1, peers: [], secret: \"six red {{ pens }} on a mat\"}\n"
 
 // decode reads what stands between the braces of the post-processor's block,
 // as Packer does; $document stands for the document.
@@ -327,7 +327,7 @@ func TestProblemsAreThoseOfAttributes(t *testing.T) {
 		"no user data":                       {node(a), "node[0].user_data: is missing"},
 		"user data that cloud-init ignores":  {node(a, `user_data = "version: 1"`), "node[0].user_data: does not start with #cloud-config"},
 		"user data without our document":     {`user_data = "#cloud-config\npackages: []\n"` + "\n" + node(a), "user_data: has no key `xivo`"},
-		"a mistake in the document":          {`user_data = "#cloud-config\nxivo:\n  version: 1\n  peers: [a b]\n  secret: correct {{ horse }}\n"` + "\n" + node(a), `user_data: line 4: xivo.peers[0]: "a b" is not a host name`},
+		"a mistake in the document":          {`user_data = "#cloud-config\nxivo:\n  version: 1\n  peers: [a b]\n  secret: six red {{ pens }} on a mat\n"` + "\n" + node(a), `user_data: line 4: xivo.peers[0]: "a b" is not a host name`},
 		"an address without its network":     {shared + node(a, `interface = "eth0"`, `address = "10.0.0.1"`), "node[0].address:"},
 		"an address for no interface":        {shared + node(a, `address = "10.0.0.1/8"`), "node[0].interface: is missing"},
 		"a gateway for no address":           {shared + node(a, `gateway = "10.0.0.1"`), "node[0].address: is missing"},

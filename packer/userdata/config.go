@@ -20,7 +20,8 @@ type Config struct {
 	// first node. A node that is itself among them skips itself, so that one
 	// document serves all.
 	Peers []string `mapstructure:"peers" required:"true"`
-	// The secret that the mesh shares, at least 16 characters. Take it from a
+	// The secret that the mesh shares: what `xivo-firstboot secret` prints. One that
+	// is easily guessed is refused. Take it from a
 	// variable that is `sensitive`: Packer then keeps it out of its output and
 	// logs wherever it stands as you wrote it. Within `user_data` it stands as
 	// YAML writes it, which differs when it has a quote, for example: keep that

@@ -21,7 +21,7 @@ func decode(t *testing.T, body string) cty.Value {
 
 const complete = `
 peers               = ["192.168.1.124", "XiVO2.example.com"]
-secret              = "a sentence {{ that }} only we know"
+secret              = "seven boats {{ left }} harbour today"
 advertise_interface = "eth1"
 identity            = "regenerate"
 topology            = "hub"
@@ -42,7 +42,7 @@ firewall {
 `
 
 func TestOutput(t *testing.T) {
-	const word = `secret = "correct horse battery"` + "\n"
+	const word = `secret = "six red pens on a mat"` + "\n"
 	for name, body := range map[string]string{
 		"first-node":    "peers = []\n" + word,
 		"complete":      complete,
@@ -73,7 +73,7 @@ func TestOutput(t *testing.T) {
 }
 
 func TestProblemsAreThoseOfAttributes(t *testing.T) {
-	const word = `secret = "correct horse battery"`
+	const word = `secret = "six red pens on a mat"`
 	for name, tc := range map[string]struct {
 		body string
 		want []string
@@ -82,6 +82,7 @@ func TestProblemsAreThoseOfAttributes(t *testing.T) {
 		"a network among the peers":     {`peers = ["a", "10.0.0.0/8"]` + "\n" + word, []string{`peers[1]: "10.0.0.0/8" is a network`}},
 		"no secret":                     {`peers = []`, []string{"secret: is missing", "secret_file"}},
 		"a short secret":                {`peers = []` + "\n" + `secret = "hunter2"`, []string{"secret: has 7 characters"}},
+		"a secret that people try":      {`peers = []` + "\n" + `secret = "correct horse battery staple"`, []string{"secret: consists of words that everybody tries first", "`xivo-firstboot secret`"}},
 		"two secrets":                   {`peers = []` + "\n" + word + "\n" + `secret_file = "/x"`, []string{"secret_file: there is a secret, too"}},
 		"two places to advertise":       {`peers = []` + "\n" + word + "\n" + `advertise = "auto"` + "\n" + `advertise_interface = "eth0"`, []string{"advertise_interface: there is advertise, too"}},
 		"a bad interface":               {`peers = []` + "\n" + word + "\n" + `advertise_interface = "lo"`, []string{`advertise_interface: "lo" cannot be reached`}},
@@ -104,7 +105,7 @@ func TestProblemsAreThoseOfAttributes(t *testing.T) {
 					t.Errorf("%q is not in: %v", want, err)
 				}
 			}
-			for _, bad := range []string{"xivo.", "user_data:", "hunter2", "correct horse"} {
+			for _, bad := range []string{"xivo.", "user_data:", "hunter2", "six red pens", "horse"} {
 				if strings.Contains(err.Error(), bad) {
 					t.Errorf("%q is in: %v", bad, err)
 				}

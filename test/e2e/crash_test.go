@@ -48,7 +48,7 @@ func TestCrash(t *testing.T) {
 	c := &crash{
 		lab:    unsealedLab(t, "failpoints"),
 		random: rand.New(rand.NewPCG(*seed, 0)),
-		document: fmt.Appendf(nil, "#cloud-config\nxivo:\n  version: 1\n  identity: regenerate\n  secret: a sentence that only we know\n  peers: [%s]\n",
+		document: fmt.Appendf(nil, "#cloud-config\nxivo:\n  version: 1\n  identity: regenerate\n  secret: seven small boats left harbour today\n  peers: [%s]\n",
 			scenario.Address(2)),
 	}
 	peer := make(chan error, 1)

@@ -144,7 +144,7 @@ mount --bind /run/product_uuid /sys/class/dmi/id/product_uuid`)
 	document := func(identity string) {
 		t.Helper()
 		s.run(t, `mkdir -p /etc/xivo-firstboot; umask 077
-printf 'xivo:\n  version: 1\n  peers: []\n  secret: a sentence that only we know\n`+identity+`' >/etc/xivo-firstboot/config.yml`)
+printf 'xivo:\n  version: 1\n  peers: []\n  secret: seven small boats left harbour today\n`+identity+`' >/etc/xivo-firstboot/config.yml`)
 	}
 	hardware(ours)
 
@@ -337,7 +337,7 @@ func TestABadDocumentAtTheFirstBoot(t *testing.T) {
 	t.Parallel()
 	m := newMesh(t)
 	machine, err := m.Lab.Start(t.Context(), lab.Node{Name: "single", Address: scenario.Address(1), InstanceID: "iid-mistaken",
-		UserData: []byte("#cloud-config\nxivo:\n  version: 1\n  peer: [10.77.0.12]\n  secret: a sentence that only we know\n")})
+		UserData: []byte("#cloud-config\nxivo:\n  version: 1\n  peer: [10.77.0.12]\n  secret: seven small boats left harbour today\n")})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -371,7 +371,7 @@ func TestABadDocumentAtTheFirstBoot(t *testing.T) {
 	if err := s.Poweroff(deadline(t, lab.Hang)); err != nil {
 		t.Fatal(err)
 	}
-	err = machine.Reseed("iid-corrected", []byte("#cloud-config\nxivo:\n  version: 1\n  peers: []\n  secret: a sentence that only we know\n"))
+	err = machine.Reseed("iid-corrected", []byte("#cloud-config\nxivo:\n  version: 1\n  peers: []\n  secret: seven small boats left harbour today\n"))
 	if err == nil {
 		err = s.PowerOn(t.Context())
 	}

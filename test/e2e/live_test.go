@@ -37,7 +37,7 @@ func (l live) run(script string) string {
 func (l live) document(identity string) {
 	l.t.Helper()
 	l.run(`mkdir -p /etc/xivo-firstboot; umask 077
-printf 'xivo:\n  version: 1\n  peers: []\n  identity: ` + identity + `\n  secret: a sentence that only we know\n' >/etc/xivo-firstboot/config.yml`)
+printf 'xivo:\n  version: 1\n  peers: []\n  identity: ` + identity + `\n  secret: seven small boats left harbour today\n' >/etc/xivo-firstboot/config.yml`)
 }
 
 func (l live) uuid() string {

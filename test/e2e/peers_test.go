@@ -29,7 +29,7 @@ func TestPeers(t *testing.T) {
 	t.Parallel()
 	m := newMesh(t)
 	p := &peers{
-		mesh: m, good: secret.NewGeneration(secret.Secret(m.Secret)),
+		mesh: m, good: secret.Stretch(secret.Secret(m.Secret)),
 		nodes: map[int]*scenario.Node{}, uuids: map[int]string{}, users: map[int]scenario.User{},
 	}
 	p.boot(t, 1, p.document(ip(1), ip(2), ip(impostorOtherSecret), ip(impostorNoEncryption)))
@@ -37,7 +37,7 @@ func TestPeers(t *testing.T) {
 	p.boot(t, 4, nil)
 	must(t, p.nodes[4].WaitRunning(deadline(t, lab.Hang)))
 	runIn(t, p.nodes[4], "systemctl stop xivo-mesh consul; iptables -D INPUT -j XIVO-MESH")
-	p.impostor(t, impostorOtherSecret, secret.NewGeneration("a sentence of somebody else").GossipKey())
+	p.impostor(t, impostorOtherSecret, secret.Stretch("a sentence of somebody else").GossipKey())
 	p.impostor(t, impostorNoEncryption, "")
 	inOrder(t, []part{
 		{"all peers are down: it is joining, and telephony runs", p.allDown},

@@ -20,7 +20,7 @@ variable "output_directory" {
 
 variable "secret" {
   type      = string
-  default   = "the secret of the test"
+  default   = "four red pens on a mat"
   sensitive = true
 }
 

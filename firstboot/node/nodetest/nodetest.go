@@ -89,7 +89,7 @@ func Server(t *testing.T, version string, db *pgx.Conn) *node.Node {
 		t.Fatal(err)
 	}
 	n.Platform.Init = &Manager{Env: map[string]string{"XIVO_UUID": OldUUID}}
-	n.Document.Config = &cloudinit.Config{Version: 1, Secret: "a secret of this mesh", Topology: cloudinit.TopologyMesh}
+	n.Document.Config = &cloudinit.Config{Version: 1, Secret: "four tired bakers sang before dawn", Topology: cloudinit.TopologyMesh}
 	n.Journal = n.NewJournal(node.Identity{
 		UUID: uuid.MustParse("99999999-2222-4333-8444-555555555555"), Hostname: "xivo-b", Name: "xivo-b-99999999", Advertise: "10.0.0.2",
 	})
