@@ -59,7 +59,7 @@ const (
 )
 
 // bootTime is how long one unit may work; systemd's own limit is longer.
-const bootTime = 5 * time.Minute
+const bootTime = 8 * time.Minute
 
 // BootBecome is the unit that Consul and RabbitMQ wait for. All of the policy of who
 // is held back at boot is here; docs/boot.md tells it to people:

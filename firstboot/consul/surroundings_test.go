@@ -2,6 +2,7 @@ package consul_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -14,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/consul"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/engine"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/platform"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/secret"
 	"github.com/xivo-mesh/packer-plugin-xivo/test/lab/server"
@@ -180,5 +182,40 @@ func TestAKeyringThatWasLeftIsNotUsed(t *testing.T) {
 	start(t, p)
 	if d := cmp.Diff([]string{newKey.Reveal(), newKey.Reveal()}, keys(), any); d != "" {
 		t.Error(d)
+	}
+}
+
+// An emulated machine needs a minute for each answer, and the first boot asks for a
+// plan, before the file is written, and after.
+func TestConsulIsAskedOnceAboutOneConfiguration(t *testing.T) {
+	p := &platform.Platform{Root: t.TempDir()}
+	bin := t.TempDir()
+	asked := filepath.Join(bin, "asked")
+	for name, content := range map[string]string{
+		p.Path(platform.ConsulConfigDir, "config.json"): `{}`,
+		filepath.Join(bin, "consul"):                    "#!/bin/sh\necho >>" + asked + "\n",
+	} {
+		if err := errors.Join(os.MkdirAll(filepath.Dir(name), 0o755), os.WriteFile(name, []byte(content), 0o755)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Setenv("PATH", bin+":/usr/bin:/bin")
+	config := func(name string) engine.Resource {
+		return consul.ConfigFile(p, consul.Settings{Name: name, Advertise: "10.0.0.1", MasterToken: "0c1b5e1e-7c1f-4d5e-9f5b-0a0f3d1c2b3a"})
+	}
+	times := func() int {
+		raw, _ := os.ReadFile(asked)
+		return len(raw)
+	}
+	for range 2 {
+		if err := engine.Ensure(t.Context(), config("asked-once")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if diff, err := config("asked-once").Diff(t.Context()); err != nil || diff != nil || times() != 1 {
+		t.Errorf("%v, %v; Consul was asked %d times", diff, err, times())
+	}
+	if err := engine.Ensure(t.Context(), config("asked-twice")); err != nil || times() != 2 {
+		t.Errorf("of another configuration: %v; Consul was asked %d times", err, times())
 	}
 }
