@@ -233,8 +233,13 @@ func (c configFile) overridden(data []byte) error {
 // accepted asks Consul itself whether it would start on its folder with our file
 // in it. Where there is no Consul, nobody is asked.
 func (c configFile) accepted(ctx context.Context, ours []byte) error {
-	if _, err := exec.LookPath("consul"); err != nil {
+	program, err := exec.LookPath("consul")
+	if err != nil {
 		return nil
+	}
+	asked, err := os.Stat(program)
+	if err != nil {
+		return c.fail(err)
 	}
 	dir, err := os.MkdirTemp("", "consul") // root's alone
 	if err != nil {
@@ -256,13 +261,14 @@ func (c configFile) accepted(ctx context.Context, ours []byte) error {
 		folder[filepath.Base(f.name)] = f.content
 	}
 	sum := sha256.New()
+	fmt.Fprintln(sum, program, asked.Size(), asked.ModTime())
 	for _, name := range slices.Sorted(maps.Keys(folder)) {
 		fmt.Fprintf(sum, "%q %q\n", name, folder[name])
 		if err := os.WriteFile(filepath.Join(dir, name), folder[name], 0o600); err != nil {
 			return c.fail(err)
 		}
 	}
-	// Consul says the same of the same files, and takes its time.
+	// One Consul says the same of the same files, and takes its time.
 	key := string(sum.Sum(nil))
 	if _, before := acceptedFolders.Load(key); before {
 		return nil
