@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/limit"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/secret"
 )
 
@@ -68,9 +69,14 @@ func Load(root string) (*Config, error) {
 }
 
 func load(root, name, source string, places place) (*Config, error) {
-	raw, err := readLimited(name, MaxSize)
+	f, err := os.Open(name)
 	if err != nil {
 		return nil, fmt.Errorf("cloudinit: read the document: %w", err)
+	}
+	defer f.Close()
+	raw, err := Read(f, source)
+	if err != nil {
+		return nil, err
 	}
 	c, err := parse(raw, source, places)
 	if err != nil {
@@ -80,6 +86,19 @@ func load(root, name, source string, places place) (*Config, error) {
 		return nil, err
 	}
 	return c, nil
+}
+
+// Read reads a file with a document, of MaxSize bytes at most: of what is longer, or
+// never ends, the error is an *InvalidError. The name is the file's, for messages.
+func Read(r io.Reader, name string) ([]byte, error) {
+	raw, err := limit.Read(r, MaxSize)
+	if errors.Is(err, limit.ErrTooLong) {
+		return nil, invalid([]Problem{{name, 1, 1, "", fmt.Sprintf("the file has more than %d bytes", MaxSize), "shorten it"}})
+	}
+	if err != nil {
+		return nil, fmt.Errorf("cloudinit: read the document %s: %w", name, err)
+	}
+	return raw, nil
 }
 
 // ReadSecret fills in the secret from the SecretFile below root, where the
@@ -111,7 +130,7 @@ func (c *Config) ReadSecret(root string) error {
 	if bad := private(st, c.SecretFile); bad != nil {
 		return fmt.Errorf(what+"%s: %s", c.SecretFile, bad.what, bad.do)
 	}
-	raw, err := io.ReadAll(io.LimitReader(f, MaxSize))
+	raw, err := limit.Read(f, MaxSize)
 	if err != nil {
 		return fmt.Errorf("cloudinit: secret_file: %w", err)
 	}
@@ -139,7 +158,7 @@ func private(st fs.FileInfo, name string) *fault {
 // source gave it: cloud-init makes one up where it finds none, for example when
 // a seed was detached, and that tells nothing about the machine.
 func Instance(root string) (id string, real bool) {
-	raw, err := readLimited(filepath.Join(root, instanceIDFile), 4096)
+	raw, err := limit.ReadFile(filepath.Join(root, instanceIDFile), 4096)
 	if err != nil {
 		return "", false
 	}
@@ -172,15 +191,4 @@ func birth(instance string) (born time.Time, ok bool) {
 		}
 	}
 	return born, ok
-}
-
-// readLimited reads a file, and at most one byte more than the limit: enough
-// for the reader to see that there is too much.
-func readLimited(name string, limit int64) ([]byte, error) {
-	f, err := os.Open(name)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	return io.ReadAll(io.LimitReader(f, limit+1))
 }

@@ -66,7 +66,7 @@ func TestLoadTakesTheFirstDocument(t *testing.T) {
 		"a bad document in merged user data":  {files: map[string]string{user: "xivo: {version: 1}"}, err: "xivo-firstboot validate"},
 		"an empty file is no answer":          {files: map[string]string{ConfigFile: ""}, err: "write the document, or remove the file"},
 		"a file of other things is no answer": {files: map[string]string{ConfigFile: "a: b"}, err: "write the document, or remove the file"},
-		"a huge file":                         {files: map[string]string{ConfigFile: strings.Repeat("#", 2*MaxSize)}, err: "keep it within"},
+		"a huge file":                         {files: map[string]string{ConfigFile: strings.Repeat("#", 2*MaxSize)}, err: "/etc/xivo-firstboot/config.yml:1:1: the file has more than 524288 bytes, shorten it"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			root := server(t)

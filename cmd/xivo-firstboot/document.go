@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"io"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -23,9 +22,9 @@ func (c *cli) validateCommand() *cobra.Command {
 			var err error
 			if name == "-" {
 				name = "standard input"
-				raw, err = io.ReadAll(io.LimitReader(c.in, cloudinit.MaxSize+1))
+				raw, err = cloudinit.Read(c.in, name)
 			} else {
-				raw, err = os.ReadFile(name)
+				raw, err = readDocument(name)
 			}
 			if err != nil {
 				return exitError{exitUsage, err}
@@ -39,6 +38,15 @@ func (c *cli) validateCommand() *cobra.Command {
 	}
 }
 
+func readDocument(name string) ([]byte, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return cloudinit.Read(f, name)
+}
+
 func (c *cli) seedCommand() *cobra.Command {
 	var node cloudinit.SeedNode
 	var document, address, gateway string
@@ -49,7 +57,7 @@ func (c *cli) seedCommand() *cobra.Command {
 			"or put it at /var/lib/cloud/seed/nocloud. The same document serves all nodes of a mesh.",
 		Args: cobra.ExactArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
-			raw, err := os.ReadFile(document)
+			raw, err := readDocument(document)
 			if err != nil {
 				return exitError{exitUsage, err}
 			}

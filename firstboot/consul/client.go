@@ -15,11 +15,11 @@ import (
 	"fmt"
 	"net"
 	"net/http"
-	"os"
 	"time"
 
 	"github.com/hashicorp/consul/api"
 
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/limit"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/platform"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/secret"
 )
@@ -79,6 +79,8 @@ func newClient(address string, token secret.Secret, certificate string) *Client 
 			TLSHandshakeTimeout: callTimeout,
 			TLSClientConfig:     pinned(certificate),
 			IdleConnTimeout:     time.Minute,
+			// Answers are bounded in bound.
+			MaxResponseHeaderBytes: 64 << 10,
 		},
 	}
 }
@@ -105,7 +107,7 @@ func pinned(file string) *tls.Config {
 	return &tls.Config{
 		InsecureSkipVerify: true, // VerifyConnection does more
 		VerifyConnection: func(state tls.ConnectionState) error {
-			data, err := os.ReadFile(file)
+			data, err := limit.ReadFile(file, limit.File)
 			if err != nil {
 				return err
 			}
@@ -129,6 +131,8 @@ type bound struct {
 	ctx   context.Context
 	next  http.RoundTripper
 	token secret.Secret
+	// most is how many bytes an answer may have.
+	most int64
 }
 
 func (b bound) RoundTrip(r *http.Request) (*http.Response, error) {
@@ -143,19 +147,28 @@ func (b bound) RoundTrip(r *http.Request) (*http.Response, error) {
 		resp.Body.Close()
 		return nil, fmt.Errorf("unexpected redirection (%d)", resp.StatusCode)
 	}
-	return resp, err
+	if err != nil {
+		return nil, err
+	}
+	return limit.Response(resp, b.most), nil
 }
 
-// call runs f with a client of the API that stops at the limit or with ctx.
-func (c *Client) call(ctx context.Context, limit time.Duration, f func(*api.Client) error) error {
-	ctx, cancel := context.WithTimeout(ctx, limit)
+// call runs f with a client of the API that stops at the time or with ctx, and gets
+// answers of limit.Answer bytes at most.
+func (c *Client) call(ctx context.Context, time time.Duration, f func(*api.Client) error) error {
+	return c.callFor(ctx, time, limit.Answer, f)
+}
+
+// callFor is call with answers of so many bytes.
+func (c *Client) callFor(ctx context.Context, time time.Duration, most int64, f func(*api.Client) error) error {
+	ctx, cancel := context.WithTimeout(ctx, time)
 	defer cancel()
 	// Every field that an environment variable could set is set here.
 	client, err := api.NewClient(&api.Config{
 		Address:    c.address,
 		Scheme:     "https",
 		Token:      c.token.Reveal(),
-		HttpClient: &http.Client{Transport: bound{ctx, c.transport, c.token}},
+		HttpClient: &http.Client{Transport: bound{ctx, c.transport, c.token, most}},
 	})
 	if err != nil {
 		return err

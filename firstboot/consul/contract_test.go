@@ -17,6 +17,8 @@ import (
 	"math"
 	"math/big"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -30,6 +32,7 @@ import (
 	"github.com/hashicorp/consul/api"
 
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/consul"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/limit"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/platform"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/secret"
 	"github.com/xivo-mesh/packer-plugin-xivo/test/lab/server"
@@ -656,6 +659,46 @@ func TestASilentAgentIsAnErrorInTime(t *testing.T) {
 				}
 			case <-time.After(5 * time.Second):
 				t.Error("still waiting 4.5 s after its deadline")
+			}
+		})
+	}
+}
+
+// A cut-off list must not count as one: who is missing in it would be gone.
+func TestAnAnswerWithoutAnEndIsAnError(t *testing.T) {
+	for name, item := range map[string]string{
+		"items":  `{"Name": "x.y", "Addr": "10.0.0.1", "Status": 1, "Key": "k", "Value": "dg==", "ServiceID": "s"}`,
+		"blanks": strings.Repeat(" ", 100),
+	} {
+		t.Run(name, func(t *testing.T) {
+			first := item + ","
+			if name == "blanks" {
+				first = item
+			}
+			s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				io.WriteString(w, "[")
+				for text := strings.Repeat(first, 1000); ; {
+					if _, err := io.WriteString(w, text); err != nil {
+						return
+					}
+				}
+			}))
+			p := layout(t, "xivo", ports{https: s.Listener.Addr().(*net.TCPAddr).Port})
+			cert, err := tls.LoadX509KeyPair(p.Path(platform.CertificateFile), p.Path(platform.CertificateKey))
+			check(t, err)
+			s.TLS = &tls.Config{Certificates: []tls.Certificate{cert}}
+			s.StartTLS()
+			defer s.Close()
+			c, err := consul.Dial(p)
+			check(t, err)
+			for name, ask := range map[string]func() error{
+				"WANMembers": func() error { _, err := c.WANMembers(t.Context()); return err },
+				"Services":   func() error { _, err := c.Services(t.Context(), "far", "xivo-mesh"); return err },
+				"Notes":      func() error { _, err := c.Notes(t.Context(), "far", "xivo-mesh/"); return err },
+			} {
+				if err := ask(); !errors.Is(err, limit.ErrTooLong) {
+					t.Errorf("%s: %v", name, err)
+				}
 			}
 		})
 	}

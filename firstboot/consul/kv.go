@@ -19,6 +19,7 @@ import (
 
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/engine"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/files"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/limit"
 )
 
 // exportFormat is the version of the export's file.
@@ -121,7 +122,7 @@ func (doc export) write(file string) error {
 }
 
 func readExport(file string) (doc export, err error) {
-	data, err := os.ReadFile(file)
+	data, err := limit.ReadFile(file, limit.KV)
 	if err != nil {
 		return doc, err
 	}
@@ -140,7 +141,7 @@ func readExport(file string) (doc export, err error) {
 }
 
 func (c *Client) list(ctx context.Context) (pairs api.KVPairs, err error) {
-	err = c.call(ctx, callTimeout, func(client *api.Client) error {
+	err = c.callFor(ctx, callTimeout, limit.KV, func(client *api.Client) error {
 		pairs, _, err = client.KV().List("", consistent)
 		return err
 	})

@@ -10,6 +10,7 @@ import (
 
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/engine"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/files"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/limit"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/platform"
 )
 
@@ -87,7 +88,7 @@ func notRunning(p *platform.Platform) error {
 		if theirs, err := os.Readlink(proc + "/ns/pid"); err != nil || theirs != ours {
 			continue
 		}
-		name, _ := os.ReadFile(proc + "/comm")
+		name, _ := limit.ReadFile(proc+"/comm", limit.File)
 		return fmt.Errorf("%s (process %s) still runs on %s; stop it first", strings.TrimSpace(string(name)), filepath.Base(proc), dir)
 	}
 	return nil

@@ -36,7 +36,7 @@ type Decision struct {
 
 	Members []mesh.Member
 	Refused []mesh.Refusal
-	// NotManaged are WAN members that do not tell who they are.
+	// NotManaged are WAN members that do not tell who they are, or tell of others too.
 	NotManaged []string
 	// Departed are all nodes that left, as far as anybody tells.
 	Departed mesh.Departures
@@ -89,7 +89,7 @@ func (v *View) refusal() string {
 
 // leftAt is when this node left; zero where it did not, or came back since.
 func (v *View) leftAt() time.Time {
-	if v.WAN.Notes.Departed.Has(v.Self) {
+	if v.WAN.Notes.Departed.Has(v.Self, v.Trusted) {
 		return v.WAN.Notes.Departed[v.Self.UUID]
 	}
 	return time.Time{}
@@ -111,7 +111,7 @@ func decide(v *View, m Memory) Decision {
 	if !d.staysOut() {
 		d.Join = v.Peers.Addresses
 	}
-	d.Departed.Add(v.WAN.Notes.Departed)
+	d.Departed.Add(v.WAN.Notes.Departed, v.Trusted)
 	if v.Joinable && v.WAN.Err == nil {
 		d.merge(v)
 	}
@@ -135,16 +135,17 @@ func (d *Decision) merge(v *View) {
 		switch {
 		case a.Err != nil:
 			d.Unfinished = true
-		case len(a.Members) == 0:
+		case len(a.Members) == 1:
+			seen = append(seen, a.Members[0])
+		default:
 			d.NotManaged = append(d.NotManaged, w.Name)
 		}
-		seen = append(seen, a.Members...)
-		d.Departed.Add(a.Departed)
+		d.Departed.Add(a.Departed, v.Trusted)
 	}
 	if len(v.Known) == 0 {
 		d.Newcomer = v.Peers.Named()
 	}
-	d.Members, d.Refused = mesh.Merge(v.Self, v.Known, seen, d.Departed, v.At)
+	d.Members, d.Refused = mesh.Merge(v.Self, v.Known, seen, d.Departed, v.At, v.Trusted)
 	if !d.LeftAt.IsZero() {
 		d.Members = nil
 	}
@@ -158,20 +159,20 @@ func (d *Decision) merge(v *View) {
 	// Who was taken out while it was away does not know.
 	for _, a := range v.WAN.Answers {
 		for _, m := range a.Members {
-			if d.Departed.Has(m) && !a.Departed.Has(m) {
+			if d.Departed.Has(m, v.Trusted) && !a.Departed.Has(m, v.Trusted) {
 				d.TellDeparted = append(d.TellDeparted, Departure{m.Name, m.UUID})
 			}
 		}
 	}
 	// And here, for those that are away.
 	for _, id := range slices.SortedFunc(maps.Keys(d.Departed), compareUUID) {
-		if d.Departed[id].After(v.WAN.Notes.Departed[id]) {
+		if noted, ok := v.WAN.Notes.Departed[id]; !ok || mesh.Later(d.Departed[id], noted, v.Trusted) {
 			d.TellDeparted = append(d.TellDeparted, Departure{"", id})
 		}
 	}
 	// Of two that are new to each other, the one that was there first tells.
 	for _, r := range d.Refused {
-		if len(v.Known) > 0 || !v.Self.Registered.After(r.Member.Registered) {
+		if len(v.Known) > 0 || !mesh.Later(v.Self.Registered, r.Member.Registered, v.Trusted) {
 			d.TellRefused = append(d.TellRefused, r)
 		}
 	}

@@ -49,6 +49,7 @@ func with(m mesh.Member, change func(*mesh.Member)) mesh.Member {
 func sees(changes ...func(*View)) *View {
 	v := &View{
 		At:        lookTime,
+		Trusted:   lookTime,
 		FirstPass: lookTime.Add(-time.Hour),
 		Self:      self,
 		Document:  &cloudinit.Config{Topology: cloudinit.TopologyMesh},
@@ -91,6 +92,30 @@ func departed(m mesh.Member, after time.Duration) func(*View) {
 	return func(v *View) { v.WAN.Notes.Departed[m.UUID] = m.Registered.Add(after) }
 }
 
+// farAhead is told by a clock that is wrong, or by somebody who wants to be right for
+// ever.
+var farAhead = time.Date(2199, 6, 1, 0, 0, 0, 0, time.UTC)
+
+// answersWith: it lives in the WAN, and tells that another one left at that time.
+func answersWith(m mesh.Member, left uuid.UUID, at time.Time) func(*View) {
+	return func(v *View) { lives(v, m, Answer{Members: []mesh.Member{m}, Departed: mesh.Departures{left: at}}) }
+}
+
+// noted: it is noted here that it left at that time.
+func noted(id uuid.UUID, at time.Time) func(*View) {
+	return func(v *View) { v.WAN.Notes.Departed[id] = at }
+}
+
+// crowd are members that nobody knows.
+func crowd(n int) (ms []mesh.Member) {
+	for i := range n {
+		m := numbered(1000 + i)
+		m.Address = fmt.Sprintf("10.1.%d.%d", i/200, i%200+1)
+		ms = append(ms, m)
+	}
+	return ms
+}
+
 func refusedBy(name, reason, version string) func(*View) {
 	return func(v *View) { v.WAN.Notes.Refusals[name] = Refusal{Reason: reason, Version: version} }
 }
@@ -127,7 +152,11 @@ func TestWhoIsAMemberRefusedSuspendedAndTold(t *testing.T) {
 		{"one that does not answer is nobody yet", sees(silent(second, 0)), outcome{Unfinished: true}},
 		{"a known one that does not answer", sees(knows(second), silent(second, 0)), outcome{Members: []string{"xivo2"}, Unfinished: true}},
 		{"one that answers, and tells nothing of itself", sees(func(v *View) { lives(v, second, Answer{}) }), outcome{NotManaged: []string{"xivo2-0123abcd.xivo2-0123abcd"}}},
-		{"this node itself, as others know it", sees(func(v *View) { lives(v, second, Answer{Members: []mesh.Member{self, second}}) }), outcome{Members: []string{"xivo2"}}},
+		{"this node itself, as others know it", sees(answers(second), func(v *View) { lives(v, self, Answer{Members: []mesh.Member{self}}) }), outcome{Members: []string{"xivo2"}}},
+		{"one that tells of 300 others, too: none of them appears, nor does it", sees(answers(third), func(v *View) { lives(v, second, Answer{Members: append(crowd(300), second)}) }),
+			outcome{Members: []string{"xivo3"}, NotManaged: []string{"xivo2-0123abcd.xivo2-0123abcd"}}},
+		{"a known one that tells of others stays, as one that is silent", sees(knows(second), func(v *View) { lives(v, second, Answer{Members: []mesh.Member{second, third}}) }),
+			outcome{Members: []string{"xivo2"}, NotManaged: []string{"xivo2-0123abcd.xivo2-0123abcd"}}},
 
 		{"silent for eleven minutes", sees(knows(away), silent(away, 11*time.Minute)), outcome{Suspended: []string{"xivo2"}, Unfinished: true}},
 		{"silent since before this machine was booted", sees(knows(away), func(v *View) { v.FirstPass = v.At }), outcome{Members: []string{"xivo2"}}},
@@ -152,6 +181,15 @@ func TestWhoIsAMemberRefusedSuspendedAndTold(t *testing.T) {
 		{"it left as another one tells, who heard of it earlier than we", sees(knows(third), departed(second, time.Hour), func(v *View) {
 			lives(v, third, Answer{Members: []mesh.Member{third}, Departed: mesh.Departures{second.UUID: second.Registered.Add(time.Minute)}})
 		}), outcome{Members: []string{"xivo3"}}},
+		{"it left, as one tells whose clock is ahead by years", sees(knows(second, third), answersWith(third, second.UUID, farAhead)), outcome{Members: []string{"xivo3"}, TellDeparted: []string{"xivo2 to this node"}}},
+		{"it left, as one told whose clock is ahead by years, and came back by a person's word", sees(knows(third), answersWith(third, second.UUID, farAhead), answers(with(second, func(m *mesh.Member) { m.Registered = laterThan(farAhead) }))),
+			outcome{Members: []string{"xivo2", "xivo3"}, TellDeparted: []string{"xivo2 to this node"}}},
+		{"two times that are ahead by years: the one that is here stays, and nobody is told again", sees(knows(third), answersWith(third, second.UUID, farAhead.Add(time.Hour)), noted(second.UUID, farAhead.Add(2*time.Hour))), outcome{Members: []string{"xivo3"}}},
+		{"both new, its clock is ahead by years, and we came later: it was not first", sees(answers(with(newer, func(m *mesh.Member) { m.Registered = farAhead }))), outcome{Refused: []string{"xivo3"}, TellRefused: []string{"xivo3"}}},
+		{"our clock was reset, and what the image was given counts", sees(answers(with(second, func(m *mesh.Member) { m.Registered = farAhead })), noted(second.UUID, lookTime.Add(time.Hour)), func(v *View) { v.At = time.Unix(0, 0).UTC() }),
+			outcome{TellDeparted: []string{"xivo2 to xivo2-0123abcd"}}},
+		{"both new, and we came by a clock that was ahead by years: that counts as now, so we were first", sees(answers(with(newer, func(m *mesh.Member) { m.Registered = lookTime.Add(time.Hour) })), func(v *View) { v.Self.Registered = farAhead }),
+			outcome{Refused: []string{"xivo3"}, TellRefused: []string{"xivo3"}}},
 		{"it left, and came back", sees(knows(third), answers(third, back), departed(second, time.Minute)), outcome{Members: []string{"xivo2", "xivo3"}}},
 
 		{"this node left", sees(knows(second), departed(self, time.Minute), func(v *View) { v.WAN.Living = []consul.Member{{Datacenter: second.Name}} }), outcome{}},
@@ -448,7 +486,7 @@ func TestDecidingIsPure(t *testing.T) {
 		return sees(peers("10.0.0.3", "10.0.0.2"), knows(third, with(second, func(m *mesh.Member) { m.Seen = lookTime.Add(-time.Hour) })), silent(second, time.Hour),
 			departed(fourth, time.Minute), func(v *View) {
 				v.Settings, v.Document.Firewall.Allow = []string{"set"}, []string{"192.0.2.2", "192.0.2.1"}
-				lives(v, third, Answer{Members: []mesh.Member{fourth, third}, Departed: mesh.Departures{fourth.UUID: fourth.Registered.Add(time.Hour)}})
+				lives(v, third, Answer{Members: []mesh.Member{third}, Departed: mesh.Departures{fourth.UUID: fourth.Registered.Add(time.Hour)}})
 			})
 	}
 	v, m := view(), Memory{newcomer: true}

@@ -35,13 +35,13 @@ func membersKept(p *Pass) engine.Resource {
 		if err := p.Node.ReadState(node.MembersFile, &onDisk); err != nil {
 			return nil, err
 		}
-		return memberDiff(onDisk, p.Decision.Members, p.Decision.Departed), nil
+		return memberDiff(onDisk, p.Decision.Members, p.Decision.Departed, p.View.Trusted), nil
 	}, func(context.Context) error { return p.Node.WriteState(node.MembersFile, p.Decision.Members) })
 }
 
 // memberDiff tells what changed in the mesh. When a member was last seen is
 // written along, but is no change.
-func memberDiff(have, want []mesh.Member, departed mesh.Departures) []string {
+func memberDiff(have, want []mesh.Member, departed mesh.Departures, trusted time.Time) []string {
 	var diff []string
 	at := func(ms []mesh.Member, m mesh.Member) int {
 		return slices.IndexFunc(ms, func(o mesh.Member) bool { return o.UUID == m.UUID })
@@ -61,7 +61,7 @@ func memberDiff(have, want []mesh.Member, departed mesh.Departures) []string {
 	for _, m := range have {
 		switch {
 		case at(want, m) >= 0:
-		case departed.Has(m):
+		case departed.Has(m, trusted):
 			diff = append(diff, m.String()+" left")
 		default:
 			diff = append(diff, m.String()+" is no member any more")

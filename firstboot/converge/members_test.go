@@ -41,6 +41,8 @@ func TestNotesOfGoodbyesAreReadStrictly(t *testing.T) {
 	got := parseDeparted(map[string]string{
 		"gone/" + id.String():         at.Format(time.RFC3339Nano),
 		"gone/" + uuid.New().String(): "yesterday",
+		"gone/" + uuid.NewString():    "9999-12-31T23:59:59.999999999Z",
+		"gone/" + uuid.Max.String():   "0001-01-01T00:00:00Z",
 		"gone/nobody":                 at.Format(time.RFC3339Nano),
 		"refused/somebody":            "{}",
 		uuid.New().String():           at.Format(time.RFC3339Nano),

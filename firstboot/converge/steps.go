@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"io/fs"
-	"os"
 
 	"github.com/jackc/pgx/v5"
 
@@ -12,6 +11,7 @@ import (
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/consul"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/directory"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/engine"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/limit"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/mesh"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/node"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/rabbitmq"
@@ -64,7 +64,7 @@ func (p *Pass) looksAgain(r engine.Resource) engine.Resource {
 func documentKept(p *Pass) engine.Resource {
 	want := string(cloudinit.UserData(p.View.Document))
 	return engine.New(func(context.Context) ([]string, error) {
-		have, err := os.ReadFile(p.Node.Platform.Path(node.DocumentFile))
+		have, err := limit.ReadFile(p.Node.Platform.Path(node.DocumentFile), limit.File)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return nil, err
 		}

@@ -25,6 +25,9 @@ import (
 // seen has its error, and the others stand.
 type View struct {
 	At time.Time
+	// Trusted is as late as it can be now: the latest of the clock and of times that
+	// this machine was given or wrote before. What others tell is measured by it.
+	Trusted time.Time
 	// FirstPass is when the first pass of this boot was made.
 	FirstPass time.Time
 	Self      mesh.Member
@@ -73,6 +76,8 @@ type WAN struct {
 
 // Answer is what a datacenter of the WAN says.
 type Answer struct {
+	// Members is the one whose datacenter it is. Who tells of more is believed of
+	// none: one node must not make others appear.
 	Members  []mesh.Member
 	Departed mesh.Departures
 	Err      error
@@ -138,6 +143,7 @@ func observe(ctx context.Context, n *node.Node, m *Memory, limit time.Duration) 
 	if before.Boot != n.Platform.BootID() {
 		v.FirstPass = v.At
 	}
+	v.Trusted = n.Trusted(v.At, before.At)
 	v.Marks = readMarks(n)
 	// Not to know the members is no reason to remove them.
 	if err := n.ReadState(node.MembersFile, &v.Known); err != nil {
@@ -222,6 +228,11 @@ func ask(ctx context.Context, n *node.Node, c *consul.Client, w consul.Member) (
 	if found, a.Err = c.Services(ctx, w.Datacenter, mesh.ServiceName); a.Err != nil {
 		return a
 	}
+	// Each node has one; see Answer.
+	if len(found) > 1 {
+		n.Log.Warn("a member tells of others beside itself, and is not believed", "member", w.Name, "registrations", len(found))
+		found = found[:2]
+	}
 	for _, r := range found {
 		m, err := mesh.ParseMember(w.Datacenter, r.Address, r.Tags)
 		if err != nil {
@@ -278,7 +289,7 @@ func parseDeparted(texts map[string]string, prefix string) mesh.Departures {
 		if err != nil || !strings.HasPrefix(key, prefix) {
 			continue
 		}
-		if at, err := time.Parse(time.RFC3339Nano, text); err == nil {
+		if at, err := mesh.ParseTime(text); err == nil {
 			departed[id] = at
 		}
 	}

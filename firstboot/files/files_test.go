@@ -13,6 +13,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/files"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/limit"
 )
 
 func write(t *testing.T, root, name, content string) {
@@ -258,5 +259,34 @@ func TestALinkIsMadeAndCorrected(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), "move it away") {
 			t.Errorf("a file in its place: %v", err)
 		}
+	}
+}
+
+func TestAFileWithoutMeasureIsNotRead(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "config.json")
+	if err := os.WriteFile(name, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(name, 1<<40); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := files.ReadFile(name); !errors.Is(err, limit.ErrTooLong) || !strings.Contains(err.Error(), name) {
+		t.Errorf("%d bytes, %v", len(got), err)
+	}
+}
+
+// Our own program is one, and an earlier release may have been longer.
+func TestAFileThatIsLongerThanItShouldBeDiffers(t *testing.T) {
+	root := t.TempDir()
+	write(t, root, "/usr/sbin/program", strings.Repeat("earlier", 2<<20))
+	r := files.Present(root, "/usr/sbin/program", []byte(strings.Repeat("later", 2<<20)), 0o755)
+	if diff, err := r.Diff(t.Context()); err != nil || !slices.Equal(diff, []string{"/usr/sbin/program differs"}) {
+		t.Errorf("%q, %v", diff, err)
+	}
+	if err := r.Apply(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if diff, err := r.Diff(t.Context()); err != nil || diff != nil {
+		t.Errorf("%q, %v", diff, err)
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/engine"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/limit"
 )
 
 // server is a server's file system, below a folder that is "/" on a real one. All
@@ -35,8 +36,10 @@ func (s server) told(name string) string {
 func Present(root, path string, content []byte, mode fs.FileMode) engine.Resource {
 	name := server(root).path(path)
 	diff := func(context.Context) ([]string, error) {
-		have, attr, err := read(name)
+		have, attr, err := read(name, int64(len(content)))
 		switch {
+		case errors.Is(err, limit.ErrTooLong):
+			return []string{path + " differs"}, nil
 		case errors.Is(err, fs.ErrNotExist):
 			return []string{path + " is missing"}, nil
 		case err != nil:

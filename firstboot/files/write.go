@@ -11,6 +11,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/limit"
 )
 
 // Attr is who owns a file, and who may do what with it.
@@ -49,12 +51,12 @@ func Kept(name string, mode fs.FileMode) (Attr, error) {
 // not followed, and a FIFO not waited for. That there is no such file is
 // fs.ErrNotExist.
 func ReadFile(name string) ([]byte, error) {
-	content, _, err := read(name)
+	content, _, err := read(name, limit.File)
 	return content, err
 }
 
-// read is ReadFile, and what the file has for owner and mode.
-func read(name string) ([]byte, Attr, error) {
+// read is ReadFile of so many bytes at most, and what the file has for owner and mode.
+func read(name string, most int64) ([]byte, Attr, error) {
 	dir, err := openFolder(filepath.Dir(name))
 	if err != nil {
 		return nil, Attr{}, err
@@ -65,8 +67,11 @@ func read(name string) ([]byte, Attr, error) {
 		return nil, Attr{}, err
 	}
 	defer f.Close()
-	content, err := io.ReadAll(f)
-	return content, Attr{permissions(st), int(st.Uid), int(st.Gid)}, err
+	content, err := limit.Read(f, most)
+	if err != nil {
+		return nil, Attr{}, failed("read", name, err)
+	}
+	return content, Attr{permissions(st), int(st.Uid), int(st.Gid)}, nil
 }
 
 // WriteFile replaces a file, or makes it, at once or not at all: the content is

@@ -21,6 +21,7 @@ import (
 
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/engine"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/files"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/limit"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/platform"
 )
 
@@ -140,7 +141,7 @@ func block(kind string, der []byte) []byte {
 // hostname prefers what the server's file says: it may be newer than the
 // kernel's.
 func (k keyPair) hostname() string {
-	if raw, err := os.ReadFile(k.platform.Path(hostnameFile)); err == nil {
+	if raw, err := limit.ReadFile(k.platform.Path(hostnameFile), limit.File); err == nil {
 		return strings.TrimSpace(string(raw))
 	}
 	host, _ := os.Hostname()

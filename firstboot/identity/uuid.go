@@ -96,8 +96,8 @@ func (u uuidRow) Diff(ctx context.Context) ([]string, error) {
 	if err != nil || have == u.id.String() {
 		return nil, err
 	}
-	// Neither is told: they are whose server this was, and whose it will be.
-	return []string{"infos.uuid is another one"}, nil
+	// What it is now tells whose server this was.
+	return []string{"infos.uuid is another one, should be " + u.id.String()}, nil
 }
 
 // Apply updates the row in place: nothing else of it changes, and a table with
@@ -118,7 +118,7 @@ func (u uuidRow) Apply(ctx context.Context) error {
 // daemons; everything else that they say stays. XiVO's own tool leaves them alone
 // once they exist.
 func UUIDInFiles(p *platform.Platform, id uuid.UUID) engine.Resource {
-	const says = "does not hold the wanted " + Variable
+	says := "does not hold " + Variable + "=" + id.String()
 	return edits{p, []edit{
 		{profileFile, says, func([]byte) []byte { return []byte("export " + Variable + "=" + id.String() + "\n") }},
 		{systemdFile, says, func(have []byte) []byte { return inSystemd(have, id.String()) }},
@@ -214,7 +214,7 @@ func (u uuidVariable) Diff(ctx context.Context) ([]string, error) {
 	if have == u.id.String() {
 		return nil, nil
 	}
-	return []string{"the service manager does not have the wanted " + Variable}, nil
+	return []string{"the service manager does not have " + Variable + "=" + u.id.String()}, nil
 }
 
 // Apply sets it.

@@ -30,6 +30,7 @@ import (
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/consul"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/engine"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/files"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/limit"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/manifest"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/platform"
 )
@@ -220,7 +221,7 @@ func (e *Export) UpToDate(how func(context.Context) error) engine.Resource {
 
 // consulMayHoldMore says whether Consul can have run since the export was made.
 func (e *Export) consulMayHoldMore() (bool, error) {
-	content, err := os.ReadFile(e.file())
+	content, err := limit.ReadFile(e.file(), limit.KV)
 	if err != nil {
 		return false, err
 	}

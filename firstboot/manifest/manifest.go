@@ -10,8 +10,9 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"time"
+
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/limit"
 )
 
 // Format is the one version of the file that this program writes and reads.
@@ -50,7 +51,7 @@ type Operation struct {
 // Read returns nil where there is no file: the machine was never sealed. All that
 // is not a whole manifest of format 1 is an error.
 func Read(file string) (*Manifest, error) {
-	raw, err := os.ReadFile(file)
+	raw, err := limit.ReadFile(file, limit.File)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}

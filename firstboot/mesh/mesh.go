@@ -3,9 +3,11 @@
 package mesh
 
 import (
+	"bytes"
 	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -40,22 +42,44 @@ func (m Member) String() string { return fmt.Sprintf("%s (%s, %s)", m.Host, m.Ad
 // Tags is how a member tells the others about itself. Name and address are the
 // registration's own.
 func (m Member) Tags() []string {
-	return []string{
+	tags := []string{
 		"uuid=" + m.UUID.String(),
 		"version=" + m.Version,
 		"host=" + m.Host,
 		"key=" + m.KeyID,
-		"registered=" + m.Registered.UTC().Format(time.RFC3339Nano),
 	}
+	if !m.Registered.IsZero() {
+		tags = append(tags, "registered="+m.Registered.UTC().Format(time.RFC3339Nano))
+	}
+	return tags
 }
 
+// What a registration may have: Tags makes five, of some hundred bytes.
+const (
+	maxTags = 32
+	maxTag  = 1024
+)
+
 // ParseMember reads what Tags wrote. A registration without a usable UUID and
-// IPv4 address is an error: every link and every directory needs both.
+// IPv4 address is an error: every link and every directory needs both. So are a
+// key that is there twice, more or longer tags than anybody needs, an address at
+// which no other machine can be, and a time of no year in which it can be.
 func ParseMember(name, address string, tags []string) (Member, error) {
 	m := Member{Name: name, Address: address}
+	if len(tags) > maxTags {
+		return Member{}, fmt.Errorf("member %s has %d tags", name, len(tags))
+	}
+	seen := map[string]bool{}
 	var err error
 	for _, tag := range tags {
 		key, value, _ := strings.Cut(tag, "=")
+		if len(tag) > maxTag {
+			return Member{}, fmt.Errorf("member %s has a tag of %d bytes", name, len(tag))
+		}
+		if seen[key] {
+			return Member{}, fmt.Errorf("member %s tells its %q twice", name, shown(key))
+		}
+		seen[key] = true
 		switch key {
 		case "uuid":
 			m.UUID, err = uuid.Parse(value)
@@ -69,19 +93,57 @@ func ParseMember(name, address string, tags []string) (Member, error) {
 		case "key":
 			m.KeyID = shown(value)
 		case "registered":
-			m.Registered, err = time.Parse(time.RFC3339Nano, value)
+			m.Registered, err = ParseTime(value)
 			if err != nil {
-				return Member{}, fmt.Errorf("member %s: registered %q: %w", name, value, err)
+				return Member{}, fmt.Errorf("member %s: registered: %w", name, err)
 			}
 		}
 	}
 	if m.UUID == uuid.Nil {
 		return Member{}, fmt.Errorf("member %s tells no uuid", name)
 	}
-	if a, err := netip.ParseAddr(address); err != nil || !a.Is4() {
-		return Member{}, fmt.Errorf("member %s tells %q, which is not an IPv4 address", name, address)
+	a, err := netip.ParseAddr(address)
+	if err != nil || !a.Is4() {
+		return Member{}, fmt.Errorf("member %s tells %q, which is not an IPv4 address", name, shown(address))
+	}
+	// Holes in a firewall, and links, lead there.
+	if !a.IsGlobalUnicast() || a.As4()[0] == 0 || a.As4()[0] >= 224 {
+		return Member{}, fmt.Errorf("member %s tells %s, at which no other machine can be", name, a)
 	}
 	return m, nil
+}
+
+// ParseTime reads a time that another node told: RFC 3339, in a year of this
+// program's world. Nodes without a clock are in 1970, and those that never came
+// down from a wrong one must stay readable when it is put right.
+func ParseTime(s string) (time.Time, error) {
+	at, err := time.Parse(time.RFC3339Nano, s)
+	if err == nil && (at.Year() < 1970 || at.Year() >= 2200) {
+		err = fmt.Errorf("the year %d", at.Year())
+	}
+	if err != nil {
+		return time.Time{}, fmt.Errorf("%q is no time: %w", shown(s), err)
+	}
+	return at, nil
+}
+
+// ahead is how far another node's clock may be ahead of ours, and be believed.
+const ahead = 24 * time.Hour
+
+// Later says whether a time is after another one. Either may be foreign: one that is
+// more than a day after trusted, which is as late as it can be now, is compared as
+// trusted. Where that makes the two equal, they are compared as they were told.
+func Later(a, b, trusted time.Time) bool {
+	believed := func(t time.Time) time.Time {
+		if t.After(trusted.Add(ahead)) {
+			return trusted
+		}
+		return t
+	}
+	if x, y := believed(a), believed(b); !x.Equal(y) {
+		return x.After(y)
+	}
+	return a.After(b)
 }
 
 // shown makes what another machine says of itself fit for logs, terminals and
@@ -106,17 +168,24 @@ type Refusal struct {
 // Departures are the nodes that left the mesh or were forgotten by it, and when.
 type Departures map[uuid.UUID]time.Time
 
-// Has says whether the member departed and did not register again since.
-func (d Departures) Has(m Member) bool {
+// MaxDepartures is how many are remembered.
+const MaxDepartures = 10_000
+
+// Has says whether the member departed and did not register again since, as Later
+// compares.
+func (d Departures) Has(m Member, trusted time.Time) bool {
 	at, ok := d[m.UUID]
-	return ok && !m.Registered.After(at)
+	return ok && !Later(m.Registered, at, trusted)
 }
 
-// Add takes in what another node knows. Of two times for one node the later counts.
-func (d Departures) Add(other Departures) {
-	for id, at := range other {
-		if at.After(d[id]) {
-			d[id] = at
+// Add takes in what another node knows. Of two times for one node the later counts,
+// as Later compares, and is kept as it was told. Where there is no room for all,
+// those that are there stay.
+func (d Departures) Add(other Departures, trusted time.Time) {
+	for _, id := range slices.SortedFunc(maps.Keys(other), func(a, b uuid.UUID) int { return bytes.Compare(a[:], b[:]) }) {
+		known, ok := d[id]
+		if ok && Later(other[id], known, trusted) || !ok && len(d) < MaxDepartures {
+			d[id] = other[id]
 		}
 	}
 }
@@ -126,12 +195,13 @@ func (d Departures) Add(other Departures) {
 // its address. A living node is refused when it has the UUID or the address of
 // another one that lives, or, as a newcomer, another XiVO version; a known
 // member keeps its place when its version changes. Of two with one UUID the
-// known one stays, or else the one that registered first.
-func Merge(self Member, known, seen []Member, departed Departures, now time.Time) (members []Member, refused []Refusal) {
+// known one stays, or else the one that registered first. Now is this node's clock,
+// and trusted as late as it can be now: see Later.
+func Merge(self Member, known, seen []Member, departed Departures, now, trusted time.Time) (members []Member, refused []Refusal) {
 	was := map[uuid.UUID]Member{}
 	taken := map[uuid.UUID]Member{}
 	for _, m := range known {
-		if !departed.Has(m) && m.UUID != self.UUID {
+		if !departed.Has(m, trusted) && m.UUID != self.UUID {
 			was[m.UUID], taken[m.UUID] = m, m
 		}
 	}
@@ -147,13 +217,20 @@ func Merge(self Member, known, seen []Member, departed Departures, now time.Time
 			}
 			return 1
 		}
-		return cmp.Or(known(a)-known(b), a.Registered.Compare(b.Registered), cmp.Compare(a.Name, b.Name))
+		first := 0
+		switch {
+		case Later(b.Registered, a.Registered, trusted):
+			first = -1
+		case Later(a.Registered, b.Registered, trusted):
+			first = 1
+		}
+		return cmp.Or(known(a)-known(b), first, cmp.Compare(a.Name, b.Name))
 	})
 	for _, m := range seen {
 		refuse := func(format string, args ...any) {
 			refused = append(refused, Refusal{m, fmt.Sprintf(format, args...)})
 		}
-		if m.UUID == self.UUID && m.Name == self.Name || departed.Has(m) {
+		if m.UUID == self.UUID && m.Name == self.Name || departed.Has(m, trusted) {
 			continue
 		}
 		if first, twice := living[m.UUID]; twice {

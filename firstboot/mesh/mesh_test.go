@@ -33,15 +33,86 @@ func TestMemberIsReadBackFromItsTags(t *testing.T) {
 	if d := cmp.Diff(want, got); d != "" {
 		t.Error(d)
 	}
+	at := func(address string) Member {
+		return Member{Name: "x", Address: address, UUID: want.UUID, Registered: want.Registered}
+	}
 	for name, bad := range map[string]Member{
-		"no uuid":            {Name: "x", Address: "10.0.0.1"},
-		"address is a name":  {Name: "x", Address: "xivo", UUID: want.UUID},
-		"address is IPv6":    {Name: "x", Address: "::1", UUID: want.UUID},
-		"address is missing": {Name: "x", UUID: want.UUID},
+		"address is loopback":       at("127.0.0.1"),
+		"address is of no network":  at("0.1.2.3"),
+		"address is none":           at("0.0.0.0"),
+		"address is link-local":     at("169.254.169.254"),
+		"address is multicast":      at("224.0.0.1"),
+		"address is reserved":       at("240.0.0.1"),
+		"address is everybody":      at("255.255.255.255"),
+		"address is IPv4 in IPv6":   at("::ffff:10.0.0.1"),
+		"registered in 1900":        {Name: "x", Address: "10.0.0.1", UUID: want.UUID, Registered: time.Date(1900, 1, 1, 0, 0, 0, 0, time.UTC)},
+		"registered in year 9999":   {Name: "x", Address: "10.0.0.1", UUID: want.UUID, Registered: time.Date(9999, 1, 1, 0, 0, 0, 0, time.UTC)},
+		"a version of a whole book": {Name: "x", Address: "10.0.0.1", UUID: want.UUID, Registered: want.Registered, Version: strings.Repeat("x", 2000)},
+		"no uuid":                   {Name: "x", Address: "10.0.0.1"},
+		"address is a name":         {Name: "x", Address: "xivo", UUID: want.UUID},
+		"address is IPv6":           {Name: "x", Address: "::1", UUID: want.UUID},
+		"address is missing":        {Name: "x", UUID: want.UUID},
 	} {
 		if _, err := ParseMember(bad.Name, bad.Address, bad.Tags()); err == nil {
 			t.Errorf("%s: accepted", name)
 		}
+	}
+	for name, tags := range map[string][]string{
+		"a uuid that is told twice": append(want.Tags(), "uuid="+node(2).UUID.String()),
+		"more tags than anybody has": append(want.Tags(), func() (more []string) {
+			for i := range 30 {
+				more = append(more, fmt.Sprint("more", i))
+			}
+			return more
+		}()...),
+	} {
+		if _, err := ParseMember(want.Name, want.Address, tags); err == nil {
+			t.Errorf("%s: accepted", name)
+		}
+	}
+}
+
+var farAhead = time.Date(2199, 6, 1, 0, 0, 0, 0, time.UTC)
+
+func TestAForeignTimeIsComparedAsNoLaterThanNow(t *testing.T) {
+	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	for _, c := range []struct {
+		name string
+		a, b time.Time
+		want bool
+	}{
+		{"later", now, now.Add(-1), true},
+		{"earlier", now.Add(-1), now, false},
+		{"the same", now, now, false},
+		{"later by hours that clocks differ", now.Add(20 * time.Hour), now.Add(time.Hour), true},
+		{"years ahead is later than before", farAhead, now.Add(-1), true},
+		{"years ahead is, between that and now, as it is told", farAhead, now, true},
+		{"years ahead is not later than in an hour", farAhead, now.Add(time.Hour), false},
+		{"in an hour is later than years ahead", now.Add(time.Hour), farAhead, true},
+		{"of two that are years ahead, as they are told", farAhead.Add(1), farAhead, true},
+		{"and back", farAhead, farAhead.Add(1), false},
+	} {
+		if got := Later(c.a, c.b, now); got != c.want {
+			t.Errorf("%s: %v, want %v", c.name, got, c.want)
+		}
+	}
+}
+
+func TestDeparturesAreKeptAsTheyAreToldAndNoMoreThanFit(t *testing.T) {
+	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	mine := Departures{node(1).UUID: now, node(2).UUID: farAhead}
+	mine.Add(Departures{node(1).UUID: now.Add(-time.Hour), node(2).UUID: farAhead.Add(-time.Hour), node(3).UUID: farAhead}, now)
+	if d := cmp.Diff(Departures{node(1).UUID: now, node(2).UUID: farAhead, node(3).UUID: farAhead}, mine); d != "" {
+		t.Error(d)
+	}
+	flood := Departures{}
+	for i := range MaxDepartures + 100 {
+		flood[uuid.NewSHA1(uuid.NameSpaceDNS, fmt.Append(nil, i))] = now
+	}
+	flood[node(1).UUID] = now.Add(time.Hour)
+	mine.Add(flood, now)
+	if len(mine) != MaxDepartures || !mine[node(1).UUID].Equal(now.Add(time.Hour)) || !mine[node(3).UUID].Equal(farAhead) {
+		t.Errorf("%d, and of those that were there %v, %v", len(mine), mine[node(1).UUID], mine[node(3).UUID])
 	}
 }
 
@@ -81,10 +152,16 @@ func TestMerge(t *testing.T) {
 		{name: "the same host name is taken in", seen: []Member{node(2), hostOf(node(3), node(2))}, want: []string{node(2).Name, node(3).Name}},
 		{name: "a member that left goes, silent or not", known: []Member{node(2), node(3)}, seen: []Member{node(2)},
 			departed: Departures{node(2).UUID: now, node(3).UUID: now}},
+		{name: "one that left as a clock tells that is ahead by years, and did not register since", known: []Member{node(2)}, seen: []Member{node(2)}, departed: Departures{node(2).UUID: farAhead}},
+		{name: "one that registered after that is back", seen: []Member{registered(node(2), farAhead.Add(1))}, departed: Departures{node(2).UUID: farAhead}, want: []string{node(2).Name}},
+		{name: "one whose clock is ahead by years left after it registered", known: []Member{registered(node(2), farAhead)}, departed: Departures{node(2).UUID: farAhead.Add(1)}},
+		{name: "one whose clock is ahead by years left, as one tells whose clock is right", seen: []Member{registered(node(2), farAhead)}, departed: Departures{node(2).UUID: late}, want: []string{node(2).Name}},
+		{name: "the same UUID twice among newcomers: of two clocks that are ahead by years, the one that is less ahead", seen: []Member{registered(node(2), farAhead), registered(uuidOf(node(3), node(2)), farAhead.Add(time.Hour))},
+			want: []string{node(2).Name}, refused: []string{node(3).Name + ": has the UUID of xivo2"}},
 		{name: "one that registered after it had left is back", known: nil, seen: []Member{registered(node(2), now)}, departed: Departures{node(2).UUID: late}, want: []string{node(2).Name}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			members, refused := Merge(self, c.known, c.seen, c.departed, now)
+			members, refused := Merge(self, c.known, c.seen, c.departed, now, now)
 			got := map[string]bool{}
 			for _, m := range members {
 				got[m.Name] = true

@@ -3,11 +3,11 @@ package node
 import (
 	"errors"
 	"fmt"
-	"os"
 	"strings"
 
 	"github.com/xivo-mesh/packer-plugin-xivo/cloudinit"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/files"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/limit"
 )
 
 // DocumentHint is where a person puts a document on a running machine.
@@ -56,7 +56,7 @@ func (n *Node) readDocument() Document {
 
 // LastDocument is the one that was kept: it was in force last.
 func (n *Node) LastDocument() (*cloudinit.Config, error) {
-	raw, err := os.ReadFile(n.Platform.Path(DocumentFile))
+	raw, err := limit.ReadFile(n.Platform.Path(DocumentFile), limit.File)
 	if err != nil {
 		return nil, err
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/engine"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/limit"
 )
 
 // Identity is what makes this node itself. It is decided once per instance, in
@@ -54,7 +55,7 @@ type Journal struct {
 // readJournal returns nil where there is none yet. A machine that has the status
 // of a node had one: to take it for a new machine would change its identity.
 func readJournal(file string) (*Journal, error) {
-	raw, err := os.ReadFile(file)
+	raw, err := limit.ReadFile(file, limit.File)
 	if errors.Is(err, fs.ErrNotExist) {
 		status := filepath.Join(filepath.Dir(file), filepath.Base(StatusFile))
 		if _, err := os.Stat(status); err == nil {

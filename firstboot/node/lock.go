@@ -9,6 +9,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/limit"
 )
 
 // lockWait is longer than a pass of the watch, also of one that waits in vain for
@@ -86,6 +88,6 @@ func holder(f *os.File) string {
 		return ""
 	}
 	// No secret is ever in an argument of ours.
-	command, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", lock.Pid))
+	command, _ := limit.ReadFile(fmt.Sprintf("/proc/%d/cmdline", lock.Pid), limit.File)
 	return fmt.Sprintf(" (pid %d: %s)", lock.Pid, strings.TrimSpace(strings.ReplaceAll(string(command), "\x00", " ")))
 }

@@ -6,6 +6,7 @@ import (
 	"os"
 
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/kvexport"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/limit"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/manifest"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/platform"
 )
@@ -48,6 +49,6 @@ func (n *Node) WorkedSinceSeal() bool {
 
 // Sum is the SHA-256 of a file of this machine, in hex.
 func (n *Node) Sum(path string) (string, error) {
-	content, err := os.ReadFile(n.Platform.Path(path))
+	content, err := limit.ReadFile(n.Platform.Path(path), limit.KV)
 	return manifest.Sum(content), err
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/files"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/limit"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/platform"
 )
 
@@ -31,7 +32,7 @@ const (
 // ReadState reads one of our JSON files; a missing one leaves v as it is. A
 // damaged one is an error that names it.
 func (n *Node) ReadState(file string, v any) error {
-	raw, err := os.ReadFile(n.Platform.Path(file))
+	raw, err := limit.ReadFile(n.Platform.Path(file), limit.File)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}

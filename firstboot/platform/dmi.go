@@ -1,17 +1,18 @@
 package platform
 
 import (
-	"os"
 	"strings"
 
 	"github.com/google/uuid"
+
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/limit"
 )
 
 // ProductUUID returns the hardware's UUID as SMBIOS tells it, in lower case,
 // or "" where it is unknown: no such file, or a value that is no UUID or one
 // of the two that are nobody's, all zeros and all ones.
 func (p *Platform) ProductUUID() string {
-	raw, err := os.ReadFile(p.Path("/sys/class/dmi/id/product_uuid"))
+	raw, err := limit.ReadFile(p.Path("/sys/class/dmi/id/product_uuid"), limit.File)
 	if err != nil {
 		return ""
 	}
@@ -24,7 +25,7 @@ func (p *Platform) ProductUUID() string {
 
 // BootID names this boot of the kernel; "" where the kernel does not tell.
 func (p *Platform) BootID() string {
-	raw, err := os.ReadFile(p.Path("/proc/sys/kernel/random/boot_id"))
+	raw, err := limit.ReadFile(p.Path("/proc/sys/kernel/random/boot_id"), limit.File)
 	if err != nil {
 		return ""
 	}

@@ -12,6 +12,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/limit"
 )
 
 // Platform is one XiVO server as found. All paths that it hands out are below
@@ -71,7 +73,7 @@ func Detect(root string) (*Platform, error) {
 
 func readFirst(p *Platform, names ...string) ([]byte, string, error) {
 	for _, name := range names {
-		raw, err := os.ReadFile(p.Path(name))
+		raw, err := limit.ReadFile(p.Path(name), limit.File)
 		if err == nil {
 			return raw, name, nil
 		}

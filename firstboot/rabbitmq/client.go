@@ -18,6 +18,7 @@ import (
 
 	rabbithole "github.com/michaelklishin/rabbit-hole/v2"
 
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/limit"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/platform"
 )
 
@@ -56,6 +57,8 @@ func Dial(options ...Option) *Client {
 			DialContext:           (&net.Dialer{Timeout: 5 * time.Second}).DialContext,
 			ResponseHeaderTimeout: 30 * time.Second,
 			DisableKeepAlives:     true,
+			// Answers are bounded in bound.
+			MaxResponseHeaderBytes: 64 << 10,
 		},
 	}
 	for _, o := range options {
@@ -77,7 +80,11 @@ type bound struct {
 }
 
 func (b bound) RoundTrip(r *http.Request) (*http.Response, error) {
-	return b.next.RoundTrip(r.WithContext(b.ctx))
+	resp, err := b.next.RoundTrip(r.WithContext(b.ctx))
+	if err != nil {
+		return nil, err
+	}
+	return limit.Response(resp, limit.Answer), nil
 }
 
 // Wait returns when the management API answers. It fails at once on what

@@ -12,6 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	rabbithole "github.com/michaelklishin/rabbit-hole/v2"
 
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/limit"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/secret"
 )
 
@@ -74,6 +75,25 @@ func TestAnswersThatAreNoneAreErrors(t *testing.T) {
 	})
 	if _, err := c.NoFederation().Diff(t.Context()); err == nil {
 		t.Fatal("a broker without users was believed")
+	}
+}
+
+func TestAnAnswerWithoutAnEndIsAnError(t *testing.T) {
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Write([]byte("["))
+		for item := []byte(strings.Repeat(`{"name": "x", "vhost": "/"},`, 1000)); ; {
+			if _, err := w.Write(item); err != nil {
+				return
+			}
+		}
+	}))
+	defer s.Close()
+	c := Dial(URL(s.URL))
+	if found, err := c.Upstreams(t.Context()); !errors.Is(err, limit.ErrTooLong) {
+		t.Errorf("%d upstreams, %v", len(found), err)
+	}
+	if found, err := c.Links(t.Context()); !errors.Is(err, limit.ErrTooLong) {
+		t.Errorf("%d links, %v", len(found), err)
 	}
 }
 

@@ -67,7 +67,7 @@ var floors = [][]string{
 	{"firstboot/postgres"},
 	{"firstboot/platform"},
 	{"firstboot/files", "firstboot/secret", "firstboot/manifest"},
-	{"firstboot/engine"},
+	{"firstboot/engine", "firstboot/limit"},
 }
 
 // floorOf is the number of a package's floor, from the top.
