@@ -93,9 +93,11 @@ func TestAPlanTellsNoIdentityThatTheRunDecidesAnew(t *testing.T) {
 				lines = append(lines, e.Changes...)
 			}
 			text := strings.Join(lines, "\n")
-			// Neither is anybody's to know.
-			if strings.Contains(text, n.Identity().UUID.String()) {
-				t.Errorf("the UUID is told:\n%s", text)
+			if got := strings.Contains(text, n.Identity().UUID.String()); got != known {
+				t.Errorf("the UUID is told: %t\n%s", got, text)
+			}
+			if got := strings.Contains(text, "a new UUID"); got == known {
+				t.Errorf("a new UUID is told: %t\n%s", got, text)
 			}
 			// Which the certificate's keys and what belongs to them follow.
 			follows := slices.ContainsFunc(planned.Report, func(e engine.Event) bool { return e.Follows == "become.old-keys" })
