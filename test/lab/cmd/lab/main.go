@@ -213,8 +213,10 @@ func prepare(ctx context.Context, maker *recipe.Maker, stdout io.Writer) (goTool
 		cmd := exec.CommandContext(ctx, "go", args...)
 		cmd.Dir, cmd.Env = maker.Repo, env
 		cmd.Stdout, cmd.Stderr = stdout, os.Stderr
-		// go test passes it on, and tests clean up after themselves.
-		cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
+		// To all of it: the go command does not pass it on to the tests, whose machines
+		// would run for as long as they.
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+		cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGINT) }
 		cmd.WaitDelay = time.Minute
 		if err := cmd.Run(); err != nil {
 			return fmt.Errorf("go %s: %w", args[0], err)
