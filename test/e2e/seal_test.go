@@ -84,9 +84,9 @@ install -d -m 700 /var/lib/xivo-firstboot; echo '{"format": 1, "entries": []}' >
 		{"a keyring of another mesh", `install -d -o consul -g consul /var/lib/consul/serf; echo '[]' >/var/lib/consul/serf/remote.keyring`,
 			"consul-state", "serf"},
 		{"a directory source of a mesh", `sql "INSERT INTO directories (uri, dirtype, name, description) VALUES ('https://10.0.0.9:9486', 'xivo', 'xivomesh0123456789ab', '')"`,
-			"directory-rows", "xivomesh0123456789ab"},
+			"directory-rows", "accounts of a mesh (2)"},
 		{"an account of a mesh", `sql "INSERT INTO accesswebservice (name, login, passwd) VALUES ('xivo-mesh-012345', 'xivo-mesh-012345', 'x')"`,
-			"directory-rows", "xivo-mesh-012345"},
+			"directory-rows", "accounts of a mesh (2)"},
 		{"the old UUID in the database", `sql "UPDATE infos SET uuid = '$old'"`,
 			"uuid-database", ""},
 		{"the old UUID in profile.d", `echo "export XIVO_UUID=$old" >/etc/profile.d/xivo_uuid.sh`,
@@ -104,9 +104,9 @@ install -d -m 700 /var/lib/xivo-firstboot; echo '{"format": 1, "entries": []}' >
 		{"a machine id", `cat /proc/sys/kernel/random/uuid | tr -d - >/etc/machine-id`,
 			"machine-id", "/etc/machine-id"},
 		{"an upstream in the broker", `curl -sfu guest:guest -X PUT -H 'Content-Type: application/json' -d '{"value": {"uri": "amqp://10.0.0.9"}}' http://127.0.0.1:15672/api/parameters/federation-upstream/%2f/xivomesh0123456789ab`,
-			"rabbitmq-federation", "xivomesh0123456789ab"},
+			"rabbitmq-federation", "upstreams (1)"},
 		{"a cluster name in the broker", `curl -sfu guest:guest -X PUT -H 'Content-Type: application/json' -d '{"name": "original"}' http://127.0.0.1:15672/api/cluster-name`,
-			"rabbitmq-name", "original"},
+			"rabbitmq-name", "cluster name"},
 		{"a token that opens the original's Consul", `sed -i 's/"acl_master_token": "[^"]*"/"acl_master_token": "original"/' /etc/consul/xivo/config.json`,
 			"consul-token", "config.json"},
 		{"the Erlang cookie of a broker that ran", `test -e /var/lib/rabbitmq/.erlang.cookie`,
@@ -152,6 +152,17 @@ systemctl start rabbitmq-server
 			}
 		})
 	}
+
+	// The manifest goes home, and stays in the image.
+	t.Run("tells the names of nobody", func(t *testing.T) {
+		for operation, lines := range found {
+			for _, name := range []string{"xivomesh0123456789ab", "xivo-mesh-012345", "11111111-2222-4333-8444-555555555555", "10.0.0.9"} {
+				if strings.Contains(strings.Join(lines, "\n"), name) {
+					t.Errorf("%s names %s: %q", operation, name, lines)
+				}
+			}
+		}
+	})
 
 	t.Run("what is disabled stays, and the manifest says so", func(t *testing.T) {
 		run(t, `echo 0033123456789 >/var/log/kern.log.11; echo secret >/root/.bash_history
