@@ -4,7 +4,6 @@
 package firstboot
 
 import (
-	"errors"
 	"log/slog"
 
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/become"
@@ -18,11 +17,6 @@ import (
 // is no second one.
 func Phases() []engine.Summary {
 	return []engine.Summary{become.Phase.Summary(), become.SettlePhase.Summary(), converge.Phase.Summary()}
-}
-
-// check refuses phases whose steps do not fit together.
-func check() error {
-	return errors.Join(become.Phase.Check(), become.SettlePhase.Check(), converge.Phase.Check())
 }
 
 // keptForLife are the steps that set what a node keeps for as long as it lives.
