@@ -62,7 +62,7 @@ func ImageFiles() []File {
 
 // Units returns the names of the units to enable, in the order of a boot.
 func Units() []string {
-	return []string{"xivo-firstboot.service", "xivo-firstboot-settle.service", "xivo-mesh.service"}
+	return []string{"xivo-firstboot.service", "xivo-overlay-address.service", "xivo-overlay.service", "xivo-firstboot-settle.service", "xivo-mesh.service"}
 }
 
 // Link is a symbolic link that enables a unit.

@@ -62,6 +62,11 @@ func startWatch(ctx context.Context, n *node.Node) error {
 		n.Log.Warn("no systemd here: run `xivo-firstboot converge --watch` from your init system")
 		return nil
 	}
+	if n.HasOverlay() {
+		if err := n.Platform.Init.Start(ctx, converge.OverlayUnit); err != nil {
+			return err
+		}
+	}
 	return n.Platform.Init.Start(ctx, "xivo-mesh")
 }
 

@@ -103,7 +103,7 @@ func (c *cli) command() *cobra.Command {
 	})
 	cmd.AddCommand(
 		c.runCommand(), c.becomeCommand(), c.settleCommand(), c.convergeCommand(), c.planCommand(),
-		c.statusCommand(), c.doctorCommand(), c.leaveCommand(), c.forgetCommand(), c.sealCommand(), c.secretCommand(), c.seedCommand(), c.validateCommand(), c.versionCommand(),
+		c.statusCommand(), c.doctorCommand(), c.leaveCommand(), c.forgetCommand(), c.overlayCommand(), c.sealCommand(), c.secretCommand(), c.seedCommand(), c.validateCommand(), c.versionCommand(),
 	)
 	return cmd
 }

@@ -60,6 +60,22 @@ func uuidInManager(n *node.Node) engine.Resource {
 	return identity.UUIDInManager(n.Platform, n.Identity().UUID)
 }
 
+// overlayAddress is that the node keeps an address of its own in the mesh's network.
+func overlayAddress(n *node.Node) engine.Resource {
+	return engine.New(func(context.Context) ([]string, error) {
+		switch _, err := n.KeptOverlayAddress(); {
+		case errors.Is(err, fs.ErrNotExist):
+			return []string{"this node has no address in the mesh's network"}, nil
+		default:
+			return nil, err
+		}
+	}, n.TakeOverlayAddress)
+}
+
+func overlayGround(_ context.Context, n *node.Node) (engine.Resource, error) {
+	return n.OverlayGround()
+}
+
 // oldKeysRemoved finds nothing on a sealed image; on a copy that was not sealed,
 // the keys are the original's.
 func oldKeysRemoved(n *node.Node, db *pgx.Conn) engine.Resource {
@@ -73,7 +89,12 @@ func serviceKeys(n *node.Node, db *pgx.Conn) engine.Resource {
 	return identity.ServiceKeys(db, n.Platform)
 }
 
-func certificate(n *node.Node) engine.Resource { return identity.Certificate(n.Platform) }
+func certificate(n *node.Node) engine.Resource {
+	if n.HasOverlay() {
+		return identity.Certificate(n.Platform, n.Address())
+	}
+	return identity.Certificate(n.Platform)
+}
 
 // brokerPlugins is the plugins that the broker starts with. That of a copy would
 // go on as the original; settle takes out what it would do that with.

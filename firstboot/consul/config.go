@@ -41,6 +41,8 @@ type Settings struct {
 	Name string
 	// Advertise is the IPv4 under which the other nodes reach this one.
 	Advertise string
+	// Bind: Consul listens there only, which the machine must have whenever it starts.
+	Bind bool
 	// JoinWAN are the peers to join at each start; this node itself is left out
 	// of the file, since Consul stops trying as soon as one of them answers.
 	JoinWAN []string
@@ -174,6 +176,14 @@ func (c configFile) fail(err error) error {
 	return fmt.Errorf("consul: %s: %w", ourFile, err)
 }
 
+// bind is not the address of a LAN: Consul would fail to start when DHCP is late.
+func (s Settings) bind() string {
+	if s.Bind {
+		return s.Advertise
+	}
+	return "0.0.0.0"
+}
+
 func (c configFile) render() ([]byte, error) {
 	if err := c.s.validate(); err != nil {
 		return nil, err
@@ -181,8 +191,7 @@ func (c configFile) render() ([]byte, error) {
 	doc := document{
 		// The API has no authentication worth the name: it stays on loopback.
 		ClientAddr: "127.0.0.1",
-		// Not the advertised address: Consul would fail to start when DHCP is late.
-		BindAddr:       "0.0.0.0",
+		BindAddr:       c.s.bind(),
 		AdvertiseAddr:  c.s.Advertise,
 		Datacenter:     c.s.Name,
 		ACLDatacenter:  c.s.Name,

@@ -2,6 +2,7 @@ package converge
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -76,8 +77,8 @@ type Departure struct {
 // is in the mesh, whatever one of them says; and what was said of another version
 // does not count any more.
 func (v *View) refusal() string {
-	if len(v.Known) > 0 {
-		return ""
+	if r := v.Overlay.refusal(); r != "" || len(v.Known) > 0 {
+		return r
 	}
 	for _, by := range slices.Sorted(maps.Keys(v.WAN.Notes.Refusals)) {
 		if r := v.WAN.Notes.Refusals[by]; r.Version == v.Self.Version {
@@ -89,6 +90,9 @@ func (v *View) refusal() string {
 
 // leftAt is when this node left; zero where it did not, or came back since.
 func (v *View) leftAt() time.Time {
+	if st := v.Overlay.Status; st != nil && st.Departed {
+		return cmp.Or(st.DepartedAt, v.At)
+	}
 	if v.WAN.Notes.Departed.Has(v.Self, v.Trusted) {
 		return v.WAN.Notes.Departed[v.Self.UUID]
 	}
@@ -107,12 +111,20 @@ func (v *View) keepsOut() string {
 // knows of earlier ones.
 func decide(v *View, m Memory) Decision {
 	d := Decision{KeepsOut: v.keepsOut(), LeftAt: v.leftAt(), Departed: mesh.Departures{}, Members: v.Known, Newcomer: m.newcomer}
-	d.AskAgain = v.refusal() != "" && !m.askedAgain
+	// The overlay asks again by itself.
+	d.AskAgain = v.refusal() != "" && !m.askedAgain && v.Overlay.Status == nil
 	if !d.staysOut() {
 		d.Join = v.Peers.Addresses
 	}
 	d.Departed.Add(v.WAN.Notes.Departed, v.Trusted)
-	if v.Joinable && v.WAN.Err == nil {
+	switch {
+	case !v.Joinable:
+	case v.Overlay.Status != nil:
+		d.overlayMembers(v)
+	case v.Overlay.Err != nil:
+		// Who is a member is on the disk; nobody is looked for.
+		d.Join = nil
+	case v.WAN.Err == nil:
 		d.merge(v)
 	}
 	d.LetIn = letIn(v, d)

@@ -51,6 +51,7 @@ var checks = []check{
 	{"clock", checkClock},
 	{"host name", checkHostName},
 	{"state", checkState},
+	{"overlay", checkOverlay},
 	{"peers", checkMembers},
 }
 

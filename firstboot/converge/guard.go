@@ -17,7 +17,19 @@ const guardWait = 15 * time.Second
 
 // firewallRules are those of a pass.
 func firewallRules(p *Pass) engine.Resource {
+	if p.Node.HasOverlay() {
+		return grounded(p.Node)
+	}
 	return rules(p.Node, p.Decision.LetIn, p.Decision.staysOut())
+}
+
+// grounded is what this machine has of the overlay while its service is down.
+func grounded(n *node.Node) engine.Resource {
+	ground, err := n.OverlayGround()
+	if err != nil {
+		return engine.New(func(context.Context) ([]string, error) { return nil, err }, func(context.Context) error { return err })
+	}
+	return ground
 }
 
 // rules let these addresses use the ports that we opened. A node that keeps out is
@@ -53,7 +65,7 @@ func GuardNewcomer(ctx context.Context, n *node.Node) {
 }
 
 func guard(ctx context.Context, n *node.Node, w WAN) {
-	if n.Journal == nil || n.Config() == nil || !n.Config().Firewall.Enabled {
+	if n.Journal == nil || n.Config() == nil || !n.Config().Firewall.Enabled || n.HasOverlay() {
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, guardWait)
@@ -91,7 +103,7 @@ func Isolate(ctx context.Context, n *node.Node) {
 	ctx, cancel := context.WithTimeout(ctx, guardWait)
 	defer cancel()
 	isolated := engine.All{rabbitmq.ManagementOnly(n.Platform), n.ConsulConfig(nil)}
-	if n.Config().Firewall.Enabled {
+	if n.Config().Firewall.Enabled && !n.HasOverlay() {
 		isolated = append(engine.All{rules(n, n.Config().Firewall.Allow, true)}, isolated...)
 	}
 	if err := errors.Join(isolated.Apply(ctx), consul.ForgetWAN(n.Platform)); err != nil {

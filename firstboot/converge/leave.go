@@ -7,6 +7,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/google/uuid"
+
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/engine"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/mesh"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/node"
@@ -37,6 +39,14 @@ func Leave(ctx context.Context, n *node.Node) (Result, error) {
 	return noteDeparture(ctx, n, n.Self())
 }
 
+// buried ends a registration in the overlay, and passes on here what follows.
+func buried(ctx context.Context, n *node.Node, id uuid.UUID) (Result, error) {
+	if err := n.Overlay().Bury(ctx, id); err != nil {
+		return Result{}, err
+	}
+	return once(ctx, n)
+}
+
 // ComeBack undoes Leave, or somebody else's Forget: a later registration
 // overrides what was noted. It joins those that it left: its own document need
 // not name any of them.
@@ -58,6 +68,21 @@ func registerAgain(ctx context.Context, n *node.Node) error {
 	m, err := n.Membership()
 	if err != nil {
 		return err
+	}
+	if n.HasOverlay() {
+		st, err := n.Overlay().Status(ctx)
+		if err != nil {
+			return err
+		}
+		// A tombstone of more than this node ever registered is told by who refuses it.
+		for _, r := range st.Refused {
+			m.Registrations = max(m.Registrations, r.Registered)
+		}
+		m.Registrations++
+		if err := n.WriteState(node.MembershipFile, m); err != nil {
+			return err
+		}
+		return n.Platform.Init.Restart(ctx, OverlayUnit)
 	}
 	c, err := n.Servers.Consul(ctx)
 	if err != nil {
@@ -96,6 +121,13 @@ func Forget(ctx context.Context, n *node.Node, which string) (mesh.Member, Resul
 	m, err := memberNamed(members, which)
 	if err != nil {
 		return m, Result{}, err
+	}
+	if n.HasOverlay() {
+		if age, err := handshake(ctx, n, m.UUID); err != nil || age >= 0 && age < silence {
+			return m, Result{}, errors.Join(err, fmt.Errorf("%s is alive: run `xivo-firstboot leave` there", m))
+		}
+		r, err := buried(ctx, n, m.UUID)
+		return m, r, err
 	}
 	c, err := n.Servers.Consul(ctx)
 	if err != nil {
@@ -138,6 +170,9 @@ func memberNamed(members []mesh.Member, which string) (mesh.Member, error) {
 // noteDeparture notes it here first, and then at everybody who lives; those that
 // do not answer are told by others, or when they ask.
 func noteDeparture(ctx context.Context, n *node.Node, m mesh.Member) (Result, error) {
+	if n.HasOverlay() {
+		return buried(ctx, n, m.UUID)
+	}
 	c, err := n.Servers.Consul(ctx)
 	if err != nil {
 		return Result{}, err

@@ -26,6 +26,9 @@ func members(ctx context.Context, p *Pass) (engine.Resource, error) {
 	if err != nil {
 		return nil, err
 	}
+	if p.Node.HasOverlay() {
+		return membersKept(p), nil
+	}
 	return engine.All{membersKept(p), departuresTold(p.Decision, c), refusalsTold(p, c)}, nil
 }
 

@@ -20,7 +20,8 @@ var Phase = engine.Phase[*Pass]{
 	Deadline: stepTime,
 	Steps: []step{
 		{Name: "document", Text: "the last good document is kept", When: documentInForce, Open: plain(documentKept)},
-		{Name: "registration", Text: "this node tells the others about itself", Open: withConsul(registered)},
+		{Name: "overlay", Text: "the mesh's own network runs, with the peers of the document", When: onOverlay, Open: plain(overlayRuns)},
+		{Name: "registration", Text: "this node tells the others about itself", When: onLAN, Open: withConsul(registered)},
 		{Name: "web-service", Text: "the others may read this node's users", When: joinable, Open: withDB(account)},
 		{Name: "rabbitmq-account", Text: "the mesh's federation account, with the least rights that work", Open: withBroker(federationAccount)},
 		// A plugin that is enabled in part keeps the broker from federating: it gets its
@@ -39,6 +40,16 @@ var Phase = engine.Phase[*Pass]{
 		{Name: "ctid", Text: "xivo-ctid is registered at this node's address", When: joinable, Open: withConsul(ctidRegistered)},
 		{Name: "presences", Text: "xivo-ctid looks newcomers up", When: engine.First(joinable, asksPeers, hasMembers), Open: presencesOpened},
 	},
+}
+
+// onOverlay is node's.
+func onOverlay(p *Pass) engine.Skip { return node.OnOverlay(p.Node) }
+
+func onLAN(p *Pass) engine.Skip {
+	if p.Node.HasOverlay() {
+		return "the mesh's own network tells it"
+	}
+	return ""
 }
 
 // joinable is node's, of the pass's node.

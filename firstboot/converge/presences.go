@@ -34,7 +34,7 @@ func credentialsOfMembers(p *Pass) engine.Resource {
 		read = append(read, credential{account, m.UUID})
 	}
 	return engine.All{
-		ctid.Credentials(n.Platform, n.Identity().Advertise, account, password, peers),
+		ctid.Credentials(n.Platform, n.Address(), account, password, peers),
 		restartedSince(n, platform.CtidNG, "credentials", read, func(m *Marks) *string { return &m.Credentials }),
 	}
 }
@@ -43,7 +43,7 @@ func credentialsOfMembers(p *Pass) engine.Resource {
 // configuration: files that it cannot read are skipped in silence.
 func ctidRegistered(p *Pass, c *consul.Client) engine.Resource {
 	n := p.Node
-	want := n.Identity().Advertise
+	want := n.Address()
 	return engine.New(func(ctx context.Context) ([]string, error) {
 		overridden, err := ctid.Overridden(n.Platform, want)
 		if err != nil {

@@ -56,6 +56,9 @@ type Status struct {
 // PeerStatus is one other member.
 type PeerStatus struct {
 	mesh.Member
+	// Handshake is how long ago the last one was in the mesh's own network; negative
+	// where there never was one.
+	Handshake time.Duration `json:"handshake,omitempty"`
 	// Answered says whether the peer answered the canary in the last pass.
 	Answered bool `json:"answered"`
 	// Milliseconds is how long the answer took.
@@ -134,7 +137,15 @@ func (p *Pass) conclude(before Status, failed error) Status {
 		if ok {
 			answered++
 		}
-		s.Peers = append(s.Peers, PeerStatus{Member: m, Answered: ok, Milliseconds: took.Milliseconds()})
+		peer := PeerStatus{Member: m, Answered: ok, Milliseconds: took.Milliseconds()}
+		if v.Overlay.Status != nil {
+			for _, o := range v.Overlay.Status.Peers {
+				if o.UUID == m.UUID {
+					peer.Handshake = o.Handshake
+				}
+			}
+		}
+		s.Peers = append(s.Peers, peer)
 	}
 	if n.Document.Err != nil {
 		s.Errors = append(s.Errors, "the document is not in force, the last good one is: "+n.Document.Err.Error())

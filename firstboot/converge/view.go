@@ -18,6 +18,7 @@ import (
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/directory"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/mesh"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/node"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/overlay"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/rabbitmq"
 )
 
@@ -38,9 +39,12 @@ type View struct {
 	Known []mesh.Member
 	Peers Peers
 
+	Overlay   Overlay
 	WAN       WAN
 	Broker    Broker
 	Directory Directory
+	// MemberOf is a member of the overlay as a member of the mesh.
+	MemberOf func(overlay.Member) mesh.Member
 	// Settings are notices on what this machine and XiVO are set to.
 	Settings    []string
 	SettingsErr error
@@ -154,7 +158,14 @@ func observe(ctx context.Context, n *node.Node, m *Memory, limit time.Duration) 
 	if !v.Joinable {
 		return v, nil
 	}
+	v.MemberOf = n.MemberOf
+	if n.HasOverlay() {
+		v.Overlay.observe(ctx, n)
+	}
 	v.Peers.Hub, v.Peers.HubErr = hub(ctx, v)
+	if n.HasOverlay() && v.Peers.Hub != "" && v.Peers.HubErr == nil {
+		v.Peers.Hub, v.Peers.HubErr = hubMember(v, v.Peers.Hub)
+	}
 	_, v.WAN.Err = bounded(ctx, limit, func(ctx context.Context) (any, error) { return nil, v.WAN.observe(ctx, n, m, v) })
 	_, v.Broker.Err = bounded(ctx, limit, func(ctx context.Context) (any, error) { return nil, v.Broker.observe(ctx, n, m) })
 	_, v.Directory.Err = bounded(ctx, limit, func(ctx context.Context) (any, error) { return nil, v.Directory.observe(ctx, n, m) })
@@ -172,6 +183,10 @@ func (w *WAN) observe(ctx context.Context, n *node.Node, m *Memory, v *View) err
 	w.Notes, w.SilentSince = m.notes, m.silentSince // as long as it is not known better
 	c, err := n.Servers.Consul(ctx)
 	if err != nil {
+		return err
+	}
+	if n.HasOverlay() {
+		w.Living, err = livingOthers(ctx, c, v.Self.Name)
 		return err
 	}
 	notes, err := readNotes(ctx, n, c)

@@ -30,8 +30,21 @@ func wan(ctx context.Context, p *Pass) (engine.Resource, error) {
 	case len(d.Join) == 0:
 		return returned(p.Node), p.View.Peers.Err
 	default:
-		return engine.All{returned(p.Node), p.looksAgain(c.JoinedWAN(d.Join))}, nil
+		return engine.All{returned(p.Node), p.looksAgain(joined(p, c))}, nil
 	}
+}
+
+// joined is the WAN having this node. In the mesh's own network every member that can
+// be reached is joined by itself: two halves that were apart have nobody in common.
+func joined(p *Pass, c *consul.Client) engine.Resource {
+	if !p.Node.HasOverlay() {
+		return c.JoinedWAN(p.Decision.Join)
+	}
+	var all engine.All
+	for _, address := range p.Decision.Join {
+		all = append(all, c.JoinedWAN([]string{address}))
+	}
+	return all
 }
 
 // returned is a node that does not keep out any more not being marked as one that

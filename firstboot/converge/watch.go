@@ -117,6 +117,11 @@ func signs(ctx context.Context, n *node.Node) []string {
 		}
 		out = append(out, m.Name+" "+m.Address+" "+alive)
 	}
+	if n.HasOverlay() {
+		out = append(out, overlaySigns(ctx, n)...)
+		slices.Sort(out)
+		return out
+	}
 	notes, err := c.Notes(ctx, "", node.NotesPrefix)
 	if err != nil {
 		return out

@@ -36,11 +36,18 @@ const (
 // Certificate is the key and certificate with which XiVO's daemons serve HTTPS
 // on this server. Where both are there, whoever made them, they stay. Otherwise
 // both are made: self-signed, for localhost (every daemon verifies localhost
-// against this file), the host name and the addresses, valid for ten years, as
-// XiVO's own. The key is read by root and the group www-data.
-func Certificate(p *platform.Platform) engine.Resource { return keyPair{p} }
+// against this file), the host name and these addresses, or without any those of the
+// interfaces, valid for ten years, as XiVO's own. Each address that is given is there as
+// a name, too: Python 2.7 looks for it there. The key is read by root and the group
+// www-data.
+func Certificate(p *platform.Platform, addresses ...string) engine.Resource {
+	return keyPair{p, addresses}
+}
 
-type keyPair struct{ platform *platform.Platform }
+type keyPair struct {
+	platform  *platform.Platform
+	addresses []string
+}
 
 // Diff names what is missing.
 func (k keyPair) Diff(context.Context) ([]string, error) {
@@ -70,7 +77,14 @@ func (k keyPair) make() error {
 	if err != nil {
 		return err
 	}
-	key, cert, err := newPair(k.hostname(), addresses())
+	ips, names := addresses(), []string(nil)
+	if len(k.addresses) > 0 {
+		ips, names = []net.IP{net.IPv4(127, 0, 0, 1)}, k.addresses
+		for _, a := range k.addresses {
+			ips = append(ips, net.ParseIP(a))
+		}
+	}
+	key, cert, err := newPair(append([]string{k.hostname()}, names...), ips)
 	if err != nil {
 		return err
 	}
@@ -92,7 +106,7 @@ func (k keyPair) make() error {
 }
 
 // newPair makes a key and its certificate, each in PEM.
-func newPair(host string, addrs []net.IP) (key, cert []byte, err error) {
+func newPair(names []string, addrs []net.IP) (key, cert []byte, err error) {
 	private, err := rsa.GenerateKey(rand.Reader, keyBits)
 	if err != nil {
 		return nil, nil, err
@@ -101,14 +115,14 @@ func newPair(host string, addrs []net.IP) (key, cert []byte, err error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	certDER, err := selfSigned(private, host, addrs)
+	certDER, err := selfSigned(private, names, addrs)
 	if err != nil {
 		return nil, nil, err
 	}
 	return block("PRIVATE KEY", keyDER), block("CERTIFICATE", certDER), nil
 }
 
-func selfSigned(key *rsa.PrivateKey, host string, addrs []net.IP) ([]byte, error) {
+func selfSigned(key *rsa.PrivateKey, names []string, addrs []net.IP) ([]byte, error) {
 	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 127))
 	if err != nil {
 		return nil, err
@@ -128,8 +142,10 @@ func selfSigned(key *rsa.PrivateKey, host string, addrs []net.IP) ([]byte, error
 		KeyUsage:              x509.KeyUsageDigitalSignature | x509.KeyUsageKeyEncipherment | x509.KeyUsageCertSign,
 		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 	}
-	if host != "" && host != "localhost" {
-		template.DNSNames = append(template.DNSNames, host)
+	for _, name := range names {
+		if name != "" && name != "localhost" {
+			template.DNSNames = append(template.DNSNames, name)
+		}
 	}
 	return x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
 }

@@ -97,12 +97,16 @@ func (n *Node) checkKeptForLife(next *cloudinit.Config) error {
 	if next.Consul.Encrypt != last.Consul.Encrypt {
 		changed = append(changed, "`consul.encrypt`")
 	}
-	if next.Advertise != last.Advertise && next.Advertise.Address != n.Identity().Advertise {
+	// In a network of the mesh's own, it only says where to begin.
+	if last.Network.Mode == cloudinit.NetworkLAN && next.Advertise != last.Advertise && next.Advertise.Address != n.Identity().Advertise {
 		changed = append(changed, "`advertise`")
+	}
+	if next.Network != last.Network {
+		changed = append(changed, "`network`")
 	}
 	if len(changed) == 0 {
 		return nil
 	}
 	return fmt.Errorf("it changes %s, which a node keeps for life (its address is %s): put that back, or boot another node with it and let this one leave",
-		strings.Join(changed, " and "), n.Identity().Advertise)
+		strings.Join(changed, " and "), n.Address())
 }

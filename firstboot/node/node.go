@@ -137,7 +137,7 @@ func (n *Node) Self() mesh.Member {
 		UUID:    id.UUID,
 		Host:    id.Hostname,
 		Name:    id.Name,
-		Address: id.Advertise,
+		Address: n.Address(),
 		Version: n.Platform.Version.String(),
 		KeyID:   n.Credentials().KeyID(),
 

@@ -18,7 +18,8 @@ import (
 func (n *Node) ConsulConfig(joinWAN []string) engine.Resource {
 	s := consul.Settings{
 		Name:        n.Identity().Name,
-		Advertise:   n.Identity().Advertise,
+		Advertise:   n.Address(),
+		Bind:        n.HasOverlay(),
 		JoinWAN:     joinWAN,
 		MasterToken: n.Credentials().ConsulToken(),
 	}
@@ -31,7 +32,7 @@ func (n *Node) ConsulConfig(joinWAN []string) engine.Resource {
 // CtidConfig is xivo-ctid's configuration, and that of the daemons which register
 // beside it.
 func (n *Node) CtidConfig() engine.Resource {
-	return ctid.ConfigFile(n.Platform, n.Identity().Advertise)
+	return ctid.ConfigFile(n.Platform, n.Address())
 }
 
 // Federation is the broker's federation plugin, enabled and running.

@@ -27,6 +27,8 @@ const (
 	// MeshDir has what opens the mesh; RootFile is what the secret was stretched to.
 	MeshDir  = platform.StateDir + "/mesh"
 	RootFile = MeshDir + "/root.json"
+	// overlaySocket is where the service of the overlay is asked.
+	overlaySocket = "/run/xivo-firstboot/overlay.sock"
 )
 
 // ReadState reads one of our JSON files; a missing one leaves v as it is. A
@@ -80,13 +82,15 @@ type Membership struct {
 	// Registered is when this node came into its mesh: when it became, or when it
 	// came back.
 	Registered time.Time `json:"registered"`
+	// Registrations counts them. The overlay compares counters, and believes no clock.
+	Registrations uint64 `json:"registrations,omitempty"`
 	// Left are the addresses of the members that it left.
 	Left []string `json:"left,omitempty"`
 }
 
 // Membership reads it. A node that never left registered when it became.
 func (n *Node) Membership() (Membership, error) {
-	m := Membership{}
+	m := Membership{Registrations: 1}
 	if n.Journal != nil {
 		m.Registered = n.Journal.Steps[Become].At
 	}

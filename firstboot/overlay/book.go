@@ -382,12 +382,12 @@ func (b *book) bury(id uuid.UUID, now time.Time) (Member, Tombstone, error) {
 	return m, t, nil
 }
 
-// departed says whether this node's own registration is over.
-func (b *book) departed() bool {
+// departed says whether this node's own registration is over, and since when.
+func (b *book) departed() (time.Time, bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	t, over := b.tombstones[b.self.UUID]
-	return over && b.self.Registered <= t.Registered
+	return t.At, over && b.self.Registered <= t.Registered
 }
 
 // tell changes what this node tells of itself, and says whether that is a change.

@@ -368,7 +368,8 @@ func (b *book) reply(to netip.Addr) answer {
 type Introduction struct {
 	Root Root
 	Key  PrivateKey
-	// Member is what the node tells of itself; its address is Address.
+	// Member is what the node tells of itself; its address is Address, and its endpoints
+	// are those of this machine where it has none.
 	Member  Member
 	Address Address
 	Terms   Terms
@@ -397,6 +398,9 @@ func (i Introduction) Hello(ctx context.Context, peers []string) (Welcome, error
 		i.Port = Port
 	}
 	address := i.Address
+	if i.Member.Endpoints == nil && i.Terms.Mode != ModeDirect {
+		i.Member.Endpoints = ownEndpoints(uint16(i.Port), i.Terms.Range)
+	}
 	var errs []error
 	for _, peer := range peers {
 		for redraws := 0; ; redraws++ {

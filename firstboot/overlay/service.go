@@ -51,6 +51,8 @@ type Config struct {
 	// and its Range is not valid.
 	Address Address
 	Mode    string
+	// Port is the one port, UDP and TCP, of all members; 0 is Port.
+	Port int
 	// UUID, Host, Version and Registered are what the node tells of itself, and Boot
 	// names this boot of the kernel.
 	UUID       uuid.UUID
@@ -107,6 +109,7 @@ type sighting struct {
 // New prepares a service from what is on disk. Nothing runs and nothing is written.
 func New(c Config) (*Service, error) {
 	c.Pace = c.Pace.orDefault()
+	c.Port = cmp.Or(c.Port, Port)
 	if c.Now == nil {
 		c.Now = time.Now
 	}
@@ -138,7 +141,7 @@ func (s *Service) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	if s.Mode != ModeDirect {
-		d, err := OpenDevice(ctx, DeviceConfig{Root: s.Root, Key: s.Key, Address: s.Address, Log: s.Log})
+		d, err := OpenDevice(ctx, DeviceConfig{Root: s.Root, Key: s.Key, Address: s.Address, Port: s.Port, Log: s.Log})
 		if err != nil {
 			return err
 		}
@@ -151,9 +154,9 @@ func (s *Service) Run(ctx context.Context) error {
 	s.sync()
 
 	var listen net.ListenConfig
-	at := net.JoinHostPort("", strconv.Itoa(Port))
+	at := net.JoinHostPort("", strconv.Itoa(s.Port))
 	if s.Mode == ModeDirect {
-		at = net.JoinHostPort(s.Address.Address.String(), strconv.Itoa(Port))
+		at = net.JoinHostPort(s.Address.Address.String(), strconv.Itoa(s.Port))
 	}
 	ln, err := listen.Listen(ctx, "tcp", at)
 	if err != nil {
@@ -252,9 +255,9 @@ func (s *Service) refresh() bool {
 		}
 	}
 	if s.Mode == ModeDirect {
-		add(netip.AddrPortFrom(s.Address.Address, Port))
+		add(netip.AddrPortFrom(s.Address.Address, uint16(s.Port)))
 	} else {
-		local := ownEndpoints(Port, s.Address.Range)
+		local := ownEndpoints(uint16(s.Port), s.Address.Range)
 		s.mu.Lock()
 		if !slices.Equal(local, s.local) {
 			s.local, s.seenAt = local, nil // what was seen from outside was elsewhere
@@ -264,7 +267,7 @@ func (s *Service) refresh() bool {
 		add(s.Advertise...)
 		add(local...)
 		for _, a := range seenAt {
-			add(netip.AddrPortFrom(a, Port))
+			add(netip.AddrPortFrom(a, uint16(s.Port)))
 		}
 	}
 	return s.book.tell(func(m *Member) { m.Endpoints = ends })
@@ -309,7 +312,7 @@ func (s *Service) answer(from netip.AddrPort, r request) answer {
 // heard is what follows from a hello with a member that proved its key. answered: it
 // was reached at that address, and did not come from there.
 func (s *Service) heard(m Member, at netip.Addr, answered bool) {
-	e := netip.AddrPortFrom(at, Port)
+	e := netip.AddrPortFrom(at, uint16(s.Port))
 	s.mu.Lock()
 	s.greeted[m.UUID] = s.Now()
 	boot, before := s.boots[m.Key]
@@ -362,7 +365,7 @@ func (s *Service) search(ctx context.Context, all bool) {
 		answered := s.named[peer]
 		s.mu.Unlock()
 		if !answered {
-			s.once("hello "+peer, func() { s.greet(ctx, peer, []string{net.JoinHostPort(peer, strconv.Itoa(Port))}) })
+			s.once("hello "+peer, func() { s.greet(ctx, peer, []string{net.JoinHostPort(peer, strconv.Itoa(s.Port))}) })
 		}
 	}
 	var states map[Key]PeerState
@@ -394,7 +397,7 @@ func (s *Service) ends(m Member) []netip.AddrPort {
 // doors is where a member may answer a hello.
 func (s *Service) doors(m Member) []string {
 	if s.Mode == ModeDirect {
-		return []string{netip.AddrPortFrom(m.Address, Port).String()}
+		return []string{netip.AddrPortFrom(m.Address, uint16(s.Port)).String()}
 	}
 	var out []string
 	for _, e := range s.ends(m) {
@@ -504,8 +507,11 @@ func (s *Service) Bury(id uuid.UUID) error {
 type Status struct {
 	Self  Member       `json:"self"`
 	Peers []PeerStatus `json:"peers"`
-	// Departed: this node's own registration is over.
-	Departed bool `json:"departed,omitempty"`
+	// Asks are the peers that the document names.
+	Asks []string `json:"asks"`
+	// Departed: this node's own registration is over; DepartedAt is when, as was told.
+	Departed   bool      `json:"departed,omitempty"`
+	DepartedAt time.Time `json:"departed_at,omitzero"`
 	// Refused are who does not let this node in, and why.
 	Refused map[string]*Refusal `json:"refused,omitempty"`
 	// Alarms are conflicts that a person must end.
@@ -540,7 +546,8 @@ func (s *Service) Status() Status {
 	var st Status
 	var members []Member
 	st.Self, members, _ = s.book.known()
-	st.Departed = s.book.departed()
+	st.Asks = s.Peers
+	st.DepartedAt, st.Departed = s.book.departed()
 	st.Strangers = s.greeter.silent.Load()
 	st.Alarms = s.book.conflicts()
 	device, membership := s.parts()

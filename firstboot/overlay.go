@@ -1,0 +1,78 @@
+package firstboot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/engine"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/node"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/overlay"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/platform"
+)
+
+// OverlayAddress is the unit that Consul and RabbitMQ start after: the node's address in
+// the overlay, from files of ours only. Who keeps no address has nothing to do. That the
+// rest of the machine cannot be read, or the firewall not be set, takes nobody's address.
+func (m Machine) OverlayAddress(ctx context.Context) error {
+	a, err := overlay.ReadAddress((&platform.Platform{Root: m.Root}).Path(node.MeshDir))
+	if errors.Is(err, fs.ErrNotExist) {
+		m.Log.Info("overlay: this machine has no address there")
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if err := engine.Ensure(ctx, overlay.Addressed(a)); err != nil {
+		return err
+	}
+	n, err := m.Open()
+	if err != nil {
+		return fmt.Errorf("the address is set, and the firewall is not: %w", err)
+	}
+	defer n.Close()
+	if !n.HasOverlay() {
+		return nil
+	}
+	ground, err := n.OverlayGround()
+	if err != nil {
+		return err
+	}
+	return engine.Ensure(ctx, ground)
+}
+
+// ErrNoOverlay is that this machine has no part in an overlay, and why.
+var ErrNoOverlay = errors.New("overlay: nothing to run")
+
+// Overlay runs the service of the overlay until ctx ends. A machine that may be a copy
+// has its original's key, and stays out.
+func (m Machine) Overlay(ctx context.Context) error {
+	n, err := m.Open()
+	if err != nil {
+		return err
+	}
+	defer n.Close()
+	switch action, why := n.Decide(false); {
+	case n.Journal == nil || !n.Journal.Became():
+		return fmt.Errorf("%w: this machine has not become a node", ErrNoOverlay)
+	case action == node.InDoubt:
+		return fmt.Errorf("%w: %s", ErrNoOverlay, why)
+	case !n.HasOverlay():
+		return fmt.Errorf("%w: the document asks for none", ErrNoOverlay)
+	}
+	config, err := n.OverlayService()
+	if err != nil {
+		return err
+	}
+	s, err := overlay.New(config)
+	if err != nil {
+		return err
+	}
+	all, ctx := errgroup.WithContext(ctx)
+	all.Go(func() error { return s.Run(ctx) })
+	all.Go(func() error { return s.Control(ctx, n.OverlaySocket()) })
+	return all.Wait()
+}
