@@ -12,6 +12,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/engine"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/mesh"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/node"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/overlay"
 )
@@ -25,7 +26,9 @@ const silence = 180 * time.Second
 // Overlay is what the mesh's own network tells; it has no status where the mesh has none.
 type Overlay struct {
 	Status *overlay.Status
-	Err    error
+	// Members are the peers of the status as members of the mesh, in the same order.
+	Members []mesh.Member
+	Err     error
 }
 
 func (o *Overlay) observe(ctx context.Context, n *node.Node) {
@@ -35,6 +38,9 @@ func (o *Overlay) observe(ctx context.Context, n *node.Node) {
 		return
 	}
 	o.Status = &st
+	for _, p := range st.Peers {
+		o.Members = append(o.Members, n.MemberOf(p.Member))
+	}
 }
 
 // reaches says whether packets pass to a member now.
@@ -63,8 +69,8 @@ func (d *Decision) overlayMembers(v *View) {
 	if d.staysOut() {
 		return
 	}
-	for _, p := range v.Overlay.Status.Peers {
-		m := v.MemberOf(p.Member)
+	for i, p := range v.Overlay.Status.Peers {
+		m := v.Overlay.Members[i]
 		m.Seen = known[m.UUID]
 		if p.Handshake >= 0 {
 			if at := v.At.Add(-p.Handshake); at.After(m.Seen) {
@@ -88,7 +94,7 @@ func (d *Decision) overlayMembers(v *View) {
 		}
 	}
 	for _, w := range v.WAN.Living {
-		if !slices.ContainsFunc(v.Overlay.Status.Peers, func(p overlay.PeerStatus) bool { return v.MemberOf(p.Member).Name == w.Datacenter }) {
+		if !slices.ContainsFunc(v.Overlay.Members, func(m mesh.Member) bool { return m.Name == w.Datacenter }) {
 			d.NotManaged = append(d.NotManaged, w.Name)
 		}
 	}

@@ -17,7 +17,7 @@ func settings(ctx context.Context, n *node.Node) (notices []string, err error) {
 	if err != nil {
 		return nil, err
 	}
-	notices = addressMoved(n, local)
+	notices = addressMoved(n.Address(), n.HasOverlay(), local)
 	db, err := n.Servers.DB(ctx)
 	if err != nil {
 		return notices, err
@@ -38,12 +38,11 @@ func settings(ctx context.Context, n *node.Node) (notices []string, err error) {
 }
 
 // addressMoved tells of a node whose address is no interface's any more.
-func addressMoved(n *node.Node, local map[netip.Addr]string) []string {
-	own := n.Address()
+func addressMoved(own string, overlay bool, local map[netip.Addr]string) []string {
 	if a, err := netip.ParseAddr(own); err == nil && local[a] != "" {
 		return nil
 	}
-	if n.HasOverlay() {
+	if overlay {
 		return []string{fmt.Sprintf("this node's address %s in the mesh's network is not on this machine: `systemctl restart xivo-overlay-address` gives it back", own)}
 	}
 	return []string{fmt.Sprintf("this node's address %s is on no interface of this machine, so no other node reaches it: give it back, or boot another node with the new one and let this one leave", own)}

@@ -15,10 +15,10 @@ import (
 )
 
 func TestANodeWhoseAddressIsGoneIsTold(t *testing.T) {
-	if told := addressMoved("192.0.2.1", map[netip.Addr]string{netip.MustParseAddr("192.0.2.1"): "eth0"}); len(told) > 0 {
+	if told := addressMoved("192.0.2.1", false, map[netip.Addr]string{netip.MustParseAddr("192.0.2.1"): "eth0"}); len(told) > 0 {
 		t.Errorf("with its address in place: %v", told)
 	}
-	told := addressMoved("192.0.2.1", map[netip.Addr]string{netip.MustParseAddr("192.0.2.7"): "eth0"})
+	told := addressMoved("192.0.2.1", false, map[netip.Addr]string{netip.MustParseAddr("192.0.2.7"): "eth0"})
 	if len(told) != 1 || !strings.Contains(told[0], "192.0.2.1 is on no interface") {
 		t.Errorf("with another one: %v", told)
 	}

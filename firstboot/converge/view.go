@@ -18,7 +18,6 @@ import (
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/directory"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/mesh"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/node"
-	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/overlay"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/rabbitmq"
 )
 
@@ -43,8 +42,6 @@ type View struct {
 	WAN       WAN
 	Broker    Broker
 	Directory Directory
-	// MemberOf is a member of the overlay as a member of the mesh.
-	MemberOf func(overlay.Member) mesh.Member
 	// Settings are notices on what this machine and XiVO are set to.
 	Settings    []string
 	SettingsErr error
@@ -158,7 +155,6 @@ func observe(ctx context.Context, n *node.Node, m *Memory, limit time.Duration) 
 	if !v.Joinable {
 		return v, nil
 	}
-	v.MemberOf = n.MemberOf
 	if n.HasOverlay() {
 		v.Overlay.observe(ctx, n)
 	}

@@ -98,7 +98,7 @@ func (n *Node) checkKeptForLife(next *cloudinit.Config) error {
 		changed = append(changed, "`consul.encrypt`")
 	}
 	// In a network of the mesh's own, it only says where to begin.
-	if last.Network.Mode == cloudinit.NetworkLAN && next.Advertise != last.Advertise && next.Advertise.Address != n.Identity().Advertise {
+	if last.Network.Mode != cloudinit.NetworkOverlay && next.Advertise != last.Advertise && next.Advertise.Address != n.Identity().Advertise {
 		changed = append(changed, "`advertise`")
 	}
 	if next.Network != last.Network {
