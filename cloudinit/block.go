@@ -15,7 +15,8 @@ type field struct {
 	key string
 	// need is what to do when the key is missing; "" if it has a default.
 	need string
-	// fields is set if the value is a mapping, value if it is anything else.
+	// fields is set if the value is a mapping, value if it is anything else. Of a
+	// mapping with rules of its own, read reads it in place of its fields.
 	fields []field
 	value
 }
@@ -45,6 +46,7 @@ func (r *reader) fields(c *Config) []field {
 		{key: "peers", value: r.list(&c.Peers, host), need: "list any nodes of the mesh, or write `peers: []` for the first one"},
 		{key: "secret", value: r.secret(c)},
 		{key: "secret_file", value: value{r.string(&c.SecretFile, absolute).read, func() any { return unless(c.Secret != "", c.SecretFile) }}},
+		{key: "network", fields: networkFields(r, &c.Network), value: r.network(&c.Network)},
 		{key: "advertise", value: r.advertise(&c.Advertise)},
 		{key: "identity", value: r.choice(&c.Identity, IdentityAuto, IdentityKeep, IdentityRegenerate)},
 		{key: "topology", value: r.choice(&c.Topology, TopologyMesh, TopologyRing, TopologyHub)},
@@ -61,6 +63,7 @@ func (r *reader) fields(c *Config) []field {
 			{key: "enabled", value: r.bool(&c.Firewall.Enabled)},
 			{key: "strict", value: r.bool(&c.Firewall.Strict)},
 			{key: "allow", value: r.list(&c.Firewall.Allow, network)},
+			{key: "metadata", value: r.string(&c.Firewall.Metadata, metadata)},
 		}},
 	}
 }
@@ -131,6 +134,11 @@ func (r *reader) block(n *yaml.Node, c *Config) {
 		r.at(seen["topology"], blockKey+".hub", "is missing", "name the peer in the middle, or choose another topology")
 	case hub != nil && c.Topology != TopologyHub:
 		r.at(hub, blockKey+".hub", "has no meaning in a "+c.Topology, "write `topology: hub`, or remove it")
+	}
+
+	if n := c.Network; n.Mode == NetworkOverlay {
+		r.outside(n.Range, seen["peers"], blockKey+".peers")
+		r.outside(n.Range, seen["hub"], blockKey+".hub")
 	}
 
 	if d := c.Directory; d.CAFile != "" && !d.VerifyCertificate {
@@ -287,7 +295,11 @@ func (r *reader) bool(to *bool) value {
 }
 
 func (r *reader) choice(to *string, values ...string) value {
-	return r.string(to, func(s string) (string, *fault) {
+	return r.string(to, oneOf(values))
+}
+
+func oneOf(values []string) check {
+	return func(s string) (string, *fault) {
 		if slices.Contains(values, s) {
 			return s, nil
 		}
@@ -296,7 +308,7 @@ func (r *reader) choice(to *string, values ...string) value {
 			do = "did you mean `" + meant + "`?"
 		}
 		return "", &fault{quote(s) + " is not known", do}
-	})
+	}
 }
 
 func (r *reader) advertise(to *Advertise) value {

@@ -7,6 +7,7 @@ package cloudinit
 
 import (
 	"crypto/rand"
+	"net/netip"
 
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/secret"
 )
@@ -31,6 +32,16 @@ const (
 	TopologyHub  = "hub"
 )
 
+// Values of Network.Mode.
+const (
+	NetworkOverlay = "overlay" // a network of the mesh's own
+	NetworkDirect  = "direct"  // one that is there already: a VPN, for example
+	NetworkLAN     = "lan"     // the one that the servers stand in, as it is
+)
+
+// MetadataOpen is the value of Firewall.Metadata beside "".
+const MetadataOpen = "open"
+
 // Config is an accepted document with all defaults applied.
 type Config struct {
 	// Version is FormatVersion.
@@ -44,6 +55,7 @@ type Config struct {
 	Secret secret.Secret
 	// SecretFile is the absolute path of the file that holds the secret, or "".
 	SecretFile string
+	Network    Network
 	Advertise  Advertise
 	// Identity is one of the Identity constants.
 	Identity string
@@ -54,6 +66,24 @@ type Config struct {
 	Directory Directory
 	Consul    Consul
 	Firewall  Firewall
+}
+
+// Network is what carries what the nodes tell each other.
+type Network struct {
+	// Mode is one of the Network constants.
+	Mode string
+	// Range is where the nodes' addresses are drawn from: an IPv4 network of /8 to
+	// /30 in private or shared address space, with host bits zero. It is valid if
+	// and only if Mode is NetworkOverlay.
+	Range netip.Prefix
+	// Port is the one at which other nodes reach this one first, UDP and TCP. It is
+	// 0 if and only if Mode is NetworkLAN.
+	Port int
+	// Interface is what leads to the network; set if and only if Mode is
+	// NetworkDirect.
+	Interface string
+	// Shared says that the network of Interface may be one that others are in, too.
+	Shared bool
 }
 
 // Advertise says at which address the other nodes reach this one. At most one
@@ -88,6 +118,21 @@ type Firewall struct {
 	Strict bool
 	// Allow are IPv4 addresses and networks, the latter with host bits zero.
 	Allow []string
+	// Metadata is MetadataOpen where all local users may ask the cloud's metadata
+	// service, and "" where root only may.
+	Metadata string
+}
+
+// networkOf is what a mode gets that nothing else is said of.
+func networkOf(mode string) Network {
+	n := Network{Mode: mode}
+	if mode != NetworkLAN {
+		n.Port = 9484
+	}
+	if mode == NetworkOverlay {
+		n.Range = netip.MustParsePrefix("100.88.0.0/16")
+	}
+	return n
 }
 
 // defaults is what a document that says nothing else gets.
@@ -96,6 +141,7 @@ func defaults() *Config {
 		Version:  FormatVersion,
 		Identity: IdentityAuto,
 		Topology: TopologyMesh,
+		Network:  networkOf(NetworkLAN), // NetworkOverlay, as soon as that works everywhere
 		Consul:   Consul{Encrypt: true},
 		Firewall: Firewall{Enabled: true},
 	}
