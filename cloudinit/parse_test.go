@@ -3,11 +3,13 @@ package cloudinit
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"regexp"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/secret"
 )
@@ -16,6 +18,9 @@ const (
 	word     = "six red pens on a mat"
 	complete = `xivo: {version: 1, peers: [], secret: "` + word + `"}`
 )
+
+// prefixes are compared as values.
+var prefixes = cmpopts.EquateComparable(netip.Prefix{})
 
 // with is a valid block plus lines of its own.
 func with(lines string) string {
@@ -29,13 +34,14 @@ xivo:
   version: 1
   peers: [192.168.1.124, XiVO2.Example.com, 192.168.1.124]
   secret: "four tired bakers sang before dawn"
+  network: {mode: overlay, range: 10.200.0.0/20, port: 9999}
   advertise: {interface: eth1}
   identity: keep
   topology: hub
   hub: 192.168.1.124
   directory: {contexts: [default, sales], verify_certificate: true, ca_file: /etc/ssl/mesh.pem}
   consul: {encrypt: false}
-  firewall: {enabled: false, strict: true, allow: [10.0.0.0/8, 192.168.1.7]}
+  firewall: {enabled: false, strict: true, allow: [10.0.0.0/8, 192.168.1.7], metadata: open}
 runcmd: [ls]
 `
 	got, err := Parse([]byte(doc), "user-data")
@@ -46,14 +52,15 @@ runcmd: [ls]
 		Version:   1,
 		Peers:     []string{"192.168.1.124", "xivo2.example.com"},
 		Secret:    "four tired bakers sang before dawn",
+		Network:   Network{Mode: NetworkOverlay, Range: netip.MustParsePrefix("10.200.0.0/20"), Port: 9999},
 		Advertise: Advertise{Interface: "eth1"},
 		Identity:  IdentityKeep,
 		Topology:  TopologyHub,
 		Hub:       "192.168.1.124",
 		Directory: Directory{Contexts: []string{"default", "sales"}, VerifyCertificate: true, CAFile: "/etc/ssl/mesh.pem"},
-		Firewall:  Firewall{Strict: true, Allow: []string{"10.0.0.0/8", "192.168.1.7"}},
+		Firewall:  Firewall{Strict: true, Allow: []string{"10.0.0.0/8", "192.168.1.7"}, Metadata: MetadataOpen},
 	}
-	if diff := cmp.Diff(want, got); diff != "" {
+	if diff := cmp.Diff(want, got, prefixes); diff != "" {
 		t.Error(diff)
 	}
 }
@@ -68,10 +75,11 @@ func TestDefaults(t *testing.T) {
 		Secret:   word,
 		Identity: IdentityAuto,
 		Topology: TopologyMesh,
+		Network:  Network{Mode: NetworkLAN},
 		Consul:   Consul{Encrypt: true},
 		Firewall: Firewall{Enabled: true},
 	}
-	if diff := cmp.Diff(want, got); diff != "" {
+	if diff := cmp.Diff(want, got, prefixes); diff != "" {
 		t.Error(diff)
 	}
 }
@@ -110,16 +118,16 @@ func TestInvalid(t *testing.T) {
 	}
 	for _, c := range []struct{ name, doc, want string }{
 		{"unknown key", with("peer: [a]"), "d:5:3: xivo: unknown key \"peer\", did you mean `peers`?"},
-		{"unknown key, unlike any", with("colour: red"), `d:5:3: xivo: unknown key "colour", remove it; known here: version, peers, secret, secret_file, advertise, identity, topology, hub, directory, consul, firewall`},
+		{"unknown key, unlike any", with("colour: red"), `d:5:3: xivo: unknown key "colour", remove it; known here: version, peers, secret, secret_file, network, advertise, identity, topology, hub, directory, consul, firewall`},
 		{"unknown key in another spelling", with("Secret-File: /x"), "d:5:3: xivo: unknown key \"Secret-File\", did you mean `secret_file`?"},
 		{"nested unknown key", with("directory: {verify_certificat: true}"), "d:5:15: xivo.directory: unknown key \"verify_certificat\", did you mean `verify_certificate`?"},
 		{"nested key at the top", with("encrypt: true"), "d:5:3: xivo: unknown key \"encrypt\", it belongs below `consul:`"},
-		{"key and secret run together", "xivo: {version: 1, peers: [], secret:hunter2hunter2hunter2}", "d:1:7: xivo.secret: is missing, write the secret that the mesh shares, at least 16 characters, or secret_file\nd:1:31: xivo: unknown key \"secret…\", remove it; known here: version, peers, secret, secret_file, advertise, identity, topology, hub, directory, consul, firewall"},
+		{"key and secret run together", "xivo: {version: 1, peers: [], secret:hunter2hunter2hunter2}", "d:1:7: xivo.secret: is missing, write the secret that the mesh shares, at least 16 characters, or secret_file\nd:1:31: xivo: unknown key \"secret…\", remove it; known here: version, peers, secret, secret_file, network, advertise, identity, topology, hub, directory, consul, firewall"},
 		{"misspelt xivo", "Xvio: {version: 1}", "d:1:1: unknown key \"Xvio\", did you mean `xivo`?"},
 		{"block at the top of a cloud-config", "#cloud-config\nversion: 1\npeers: []\n", "d:3:1: version and peers stand at the top of a cloud-config, indent the block below `xivo:`"},
 		{"merge key", "a: &a {version: 1}\nxivo: {<<: *a, version: 1, peers: [], secret: \"" + word + "\"}", "d:2:8: xivo: merge keys (<<) are not read, write the keys out"},
 
-		{"list for the block", "xivo: [1]", "d:1:7: xivo: is a list, write keys with values: version, peers, secret, secret_file, advertise, identity, topology, hub, directory, consul, firewall"},
+		{"list for the block", "xivo: [1]", "d:1:7: xivo: is a list, write keys with values: version, peers, secret, secret_file, network, advertise, identity, topology, hub, directory, consul, firewall"},
 		{"text for a list", with("firewall: {allow: 10.0.0.1}"), "d:5:21: xivo.firewall.allow: is text, write a list: [a, b], or [] for none"},
 		{"number in a list", peers("10"), "d:1:61: xivo.peers[0]: is a number, write text (in quotes)"},
 		{"text for true or false", with(`consul: {encrypt: "true"}`), "d:5:21: xivo.consul.encrypt: is text, write true or false"},
@@ -340,7 +348,7 @@ func FuzzParse(f *testing.F) {
 			if err != nil {
 				t.Fatalf("accepted, but not when rendered: %v", err)
 			}
-			if diff := cmp.Diff(c, again); diff != "" {
+			if diff := cmp.Diff(c, again, prefixes); diff != "" {
 				t.Fatalf("rendered and read again it differs: %s", diff)
 			}
 		case errors.As(err, &bad):

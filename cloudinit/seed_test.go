@@ -54,6 +54,18 @@ func configs(t *rapid.T) *Config {
 	} else {
 		c.Secret = secrets.Draw(t, "secret")
 	}
+	c.Network.Mode = rapid.SampledFrom([]string{NetworkOverlay, NetworkDirect, NetworkLAN}).Draw(t, "network")
+	if c.Network.Mode != NetworkLAN {
+		c.Network.Port = rapid.SampledFrom([]int{1, 9484, 65535}).Draw(t, "port")
+	}
+	switch c.Network.Mode {
+	case NetworkOverlay:
+		c.Network.Range = netip.MustParsePrefix(rapid.SampledFrom([]string{"100.88.0.0/16", "172.16.0.0/12", "192.168.7.252/30"}).Draw(t, "range"))
+	case NetworkDirect:
+		c.Network.Interface = rapid.SampledFrom([]string{"wg0", "123", "yes", "a-very.long_one"}).Draw(t, "network's interface")
+		c.Network.Shared = rapid.Bool().Draw(t, "shared")
+	}
+	c.Firewall.Metadata = rapid.SampledFrom([]string{"", MetadataOpen}).Draw(t, "metadata")
 	switch rapid.IntRange(0, 2).Draw(t, "advertise") {
 	case 1:
 		c.Advertise.Address = "192.168.1.125"
@@ -85,7 +97,7 @@ func TestRenderedDocumentsReadTheSame(t *testing.T) {
 				if err != nil {
 					t.Fatalf("%v\n%s", err, data)
 				}
-				if diff := cmp.Diff(c, again); diff != "" {
+				if diff := cmp.Diff(c, again, prefixes); diff != "" {
 					t.Fatalf("%s\n%s", diff, data)
 				}
 			})

@@ -59,7 +59,9 @@ func TestASecretThatIsEasilyGuessedIsRefused(t *testing.T) {
 				t.Errorf("in a file: %v, want %q", err, c.because)
 			}
 			// A node that works with it goes on.
-			kept := UserData(&Config{Version: 1, Secret: secret.Secret(c.secret), Identity: IdentityAuto, Topology: TopologyMesh})
+			worked := Alone()
+			worked.Secret = secret.Secret(c.secret)
+			kept := UserData(worked)
 			if c, err := ParseKept(kept, "document.yml"); err != nil {
 				t.Errorf("kept before: %v", err)
 			} else if string(UserData(c)) != string(kept) {

@@ -156,6 +156,8 @@ func hclType(e ast.Expr) (string, error) {
 		case "Duration":
 			return `duration string | ex: "1h5m2s"`, nil
 		}
+	case *ast.StarExpr: // tells 0 from what is left out
+		return hclType(e.X)
 	case *ast.ArrayType:
 		of, err := hclType(e.Elt)
 		if of == "block" {

@@ -1,4 +1,4 @@
-//go:generate go tool packer-sdc mapstructure-to-hcl2 -type Config,DirectoryConfig,ConsulConfig,FirewallConfig,Output
+//go:generate go tool packer-sdc mapstructure-to-hcl2 -type Config,NetworkConfig,DirectoryConfig,ConsulConfig,FirewallConfig,Output
 
 package userdata
 
@@ -29,6 +29,9 @@ type Config struct {
 	Secret string `mapstructure:"secret"`
 	// A file on the node, with an absolute path, that holds the secret.
 	SecretFile string `mapstructure:"secret_file"`
+	// What carries what the nodes tell each other. Defaults to the network that
+	// they stand in.
+	Network NetworkConfig `mapstructure:"network"`
 	// The IPv4 address at which the other nodes reach this one. Defaults to
 	// `auto`, which the node finds out at each boot.
 	Advertise string `mapstructure:"advertise"`
@@ -51,6 +54,25 @@ type Config struct {
 	// It means the same; newer releases of cloud-init warn about a key that
 	// they do not know, and take this one without a word.
 	WriteFiles bool `mapstructure:"write_files"`
+}
+
+// NetworkConfig is the block network.
+type NetworkConfig struct {
+	// `overlay`, an encrypted network of the mesh's own, or `direct`, one that is
+	// there already: a VPN, for example. Needed where anything else is set.
+	Mode string `mapstructure:"mode"`
+	// In `overlay`, where the nodes' addresses in it are drawn from: an IPv4
+	// network of /8 to /30 in private or shared address space that no node uses
+	// otherwise, the same for all nodes. Defaults to `100.88.0.0/16`.
+	Range string `mapstructure:"range"`
+	// Where the other nodes reach this one first, UDP and TCP. Defaults to `9484`.
+	Port *int `mapstructure:"port"`
+	// In `direct`, the interface on the node that leads to the network. Required
+	// there.
+	Interface string `mapstructure:"interface"`
+	// In `direct`, that others may be in that network, too: what the nodes tell
+	// each other is not hidden from them. Defaults to false.
+	Shared config.Trilean `mapstructure:"shared"`
 }
 
 // DirectoryConfig is the block directory.
@@ -78,6 +100,9 @@ type FirewallConfig struct {
 	Strict config.Trilean `mapstructure:"strict"`
 	// IPv4 addresses and networks that may reach them, too.
 	Allow []string `mapstructure:"allow"`
+	// `open` lets all local users of the node ask the cloud's metadata service,
+	// which may give out the user data with the secret. Defaults to root only.
+	Metadata string `mapstructure:"metadata"`
 }
 
 // Prepare reads and checks the configuration. The error has every problem, by
@@ -127,6 +152,8 @@ func attribute(path string) string {
 // inHCL turns the advice that shows YAML.
 var inHCL = strings.NewReplacer(
 	"`peers: []`", "`peers = []`",
+	"`mode: overlay`", "`mode = \"overlay\"`",
+	"`mode: direct`", "`mode = \"direct\"`",
 	"`topology: hub`", "`topology = \"hub\"`",
 	"`verify_certificate: true`", "`verify_certificate = true`",
 	"or {interface: eth1}", "or set advertise_interface",
@@ -147,7 +174,7 @@ func (c *Config) yaml() []byte {
 		block["advertise"] = map[string]any{"interface": c.AdvertiseInterface}
 	}
 	for key, value := range map[string]map[string]any{
-		"directory": c.Directory.block(), "consul": c.Consul.block(), "firewall": c.Firewall.block(),
+		"network": c.Network.block(), "directory": c.Directory.block(), "consul": c.Consul.block(), "firewall": c.Firewall.block(),
 	} {
 		if len(value) > 0 {
 			block[key] = value
@@ -156,9 +183,21 @@ func (c *Config) yaml() []byte {
 
 	out, err := yaml.Marshal(map[string]any{"xivo": block})
 	if err != nil {
-		panic(err) // impossible: texts, truths and lists of texts
+		panic(err) // impossible: texts, numbers, truths and lists of texts
 	}
 	return append([]byte("#cloud-config\n"), out...)
+}
+
+func (n *NetworkConfig) block() map[string]any {
+	block := map[string]any{}
+	for key, value := range map[string]string{"mode": n.Mode, "range": n.Range, "interface": n.Interface} {
+		setText(block, key, value)
+	}
+	if n.Port != nil {
+		block["port"] = *n.Port
+	}
+	setBool(block, "shared", n.Shared)
+	return block
 }
 
 func (d *DirectoryConfig) block() map[string]any {
@@ -180,6 +219,7 @@ func (f *FirewallConfig) block() map[string]any {
 	setBool(block, "enabled", f.Enabled)
 	setBool(block, "strict", f.Strict)
 	setList(block, "allow", f.Allow)
+	setText(block, "metadata", f.Metadata)
 	return block
 }
 

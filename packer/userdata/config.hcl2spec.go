@@ -13,6 +13,7 @@ type FlatConfig struct {
 	Peers              []string             `mapstructure:"peers" required:"true" cty:"peers" hcl:"peers"`
 	Secret             *string              `mapstructure:"secret" cty:"secret" hcl:"secret"`
 	SecretFile         *string              `mapstructure:"secret_file" cty:"secret_file" hcl:"secret_file"`
+	Network            *FlatNetworkConfig   `mapstructure:"network" cty:"network" hcl:"network"`
 	Advertise          *string              `mapstructure:"advertise" cty:"advertise" hcl:"advertise"`
 	AdvertiseInterface *string              `mapstructure:"advertise_interface" cty:"advertise_interface" hcl:"advertise_interface"`
 	Identity           *string              `mapstructure:"identity" cty:"identity" hcl:"identity"`
@@ -39,6 +40,7 @@ func (*FlatConfig) HCL2Spec() map[string]hcldec.Spec {
 		"peers":               &hcldec.AttrSpec{Name: "peers", Type: cty.List(cty.String), Required: false},
 		"secret":              &hcldec.AttrSpec{Name: "secret", Type: cty.String, Required: false},
 		"secret_file":         &hcldec.AttrSpec{Name: "secret_file", Type: cty.String, Required: false},
+		"network":             &hcldec.BlockSpec{TypeName: "network", Nested: hcldec.ObjectSpec((*FlatNetworkConfig)(nil).HCL2Spec())},
 		"advertise":           &hcldec.AttrSpec{Name: "advertise", Type: cty.String, Required: false},
 		"advertise_interface": &hcldec.AttrSpec{Name: "advertise_interface", Type: cty.String, Required: false},
 		"identity":            &hcldec.AttrSpec{Name: "identity", Type: cty.String, Required: false},
@@ -105,9 +107,10 @@ func (*FlatDirectoryConfig) HCL2Spec() map[string]hcldec.Spec {
 // FlatFirewallConfig is an auto-generated flat version of FirewallConfig.
 // Where the contents of a field with a `mapstructure:,squash` tag are bubbled up.
 type FlatFirewallConfig struct {
-	Enabled *bool    `mapstructure:"enabled" cty:"enabled" hcl:"enabled"`
-	Strict  *bool    `mapstructure:"strict" cty:"strict" hcl:"strict"`
-	Allow   []string `mapstructure:"allow" cty:"allow" hcl:"allow"`
+	Enabled  *bool    `mapstructure:"enabled" cty:"enabled" hcl:"enabled"`
+	Strict   *bool    `mapstructure:"strict" cty:"strict" hcl:"strict"`
+	Allow    []string `mapstructure:"allow" cty:"allow" hcl:"allow"`
+	Metadata *string  `mapstructure:"metadata" cty:"metadata" hcl:"metadata"`
 }
 
 // FlatMapstructure returns a new FlatFirewallConfig.
@@ -122,9 +125,41 @@ func (*FirewallConfig) FlatMapstructure() interface{ HCL2Spec() map[string]hclde
 // The decoded values from this spec will then be applied to a FlatFirewallConfig.
 func (*FlatFirewallConfig) HCL2Spec() map[string]hcldec.Spec {
 	s := map[string]hcldec.Spec{
-		"enabled": &hcldec.AttrSpec{Name: "enabled", Type: cty.Bool, Required: false},
-		"strict":  &hcldec.AttrSpec{Name: "strict", Type: cty.Bool, Required: false},
-		"allow":   &hcldec.AttrSpec{Name: "allow", Type: cty.List(cty.String), Required: false},
+		"enabled":  &hcldec.AttrSpec{Name: "enabled", Type: cty.Bool, Required: false},
+		"strict":   &hcldec.AttrSpec{Name: "strict", Type: cty.Bool, Required: false},
+		"allow":    &hcldec.AttrSpec{Name: "allow", Type: cty.List(cty.String), Required: false},
+		"metadata": &hcldec.AttrSpec{Name: "metadata", Type: cty.String, Required: false},
+	}
+	return s
+}
+
+// FlatNetworkConfig is an auto-generated flat version of NetworkConfig.
+// Where the contents of a field with a `mapstructure:,squash` tag are bubbled up.
+type FlatNetworkConfig struct {
+	Mode      *string `mapstructure:"mode" cty:"mode" hcl:"mode"`
+	Range     *string `mapstructure:"range" cty:"range" hcl:"range"`
+	Port      *int    `mapstructure:"port" cty:"port" hcl:"port"`
+	Interface *string `mapstructure:"interface" cty:"interface" hcl:"interface"`
+	Shared    *bool   `mapstructure:"shared" cty:"shared" hcl:"shared"`
+}
+
+// FlatMapstructure returns a new FlatNetworkConfig.
+// FlatNetworkConfig is an auto-generated flat version of NetworkConfig.
+// Where the contents a fields with a `mapstructure:,squash` tag are bubbled up.
+func (*NetworkConfig) FlatMapstructure() interface{ HCL2Spec() map[string]hcldec.Spec } {
+	return new(FlatNetworkConfig)
+}
+
+// HCL2Spec returns the hcl spec of a NetworkConfig.
+// This spec is used by HCL to read the fields of NetworkConfig.
+// The decoded values from this spec will then be applied to a FlatNetworkConfig.
+func (*FlatNetworkConfig) HCL2Spec() map[string]hcldec.Spec {
+	s := map[string]hcldec.Spec{
+		"mode":      &hcldec.AttrSpec{Name: "mode", Type: cty.String, Required: false},
+		"range":     &hcldec.AttrSpec{Name: "range", Type: cty.String, Required: false},
+		"port":      &hcldec.AttrSpec{Name: "port", Type: cty.Number, Required: false},
+		"interface": &hcldec.AttrSpec{Name: "interface", Type: cty.String, Required: false},
+		"shared":    &hcldec.AttrSpec{Name: "shared", Type: cty.Bool, Required: false},
 	}
 	return s
 }

@@ -26,6 +26,11 @@ advertise_interface = "eth1"
 identity            = "regenerate"
 topology            = "hub"
 hub                 = "192.168.1.124"
+network {
+  mode  = "overlay"
+  range = "10.200.0.0/20"
+  port  = 9999
+}
 directory {
   contexts           = ["default", "sales"]
   verify_certificate = true
@@ -38,6 +43,7 @@ firewall {
   enabled = false
   strict  = true
   allow   = ["10.0.0.0/8"]
+  metadata = "open"
 }
 `
 
@@ -48,7 +54,8 @@ func TestOutput(t *testing.T) {
 		"complete":      complete,
 		"write-files":   "write_files = true\n" + complete,
 		"secret-file":   `peers = ["a"]` + "\n" + `secret_file = "/etc/mesh.secret"` + "\n" + `advertise = "10.0.0.7"`,
-		"empty-blocks":  "peers = []\n" + word + "directory {}\nconsul {}\nfirewall {}\n",
+		"direct":        "peers = []\n" + word + "network {\n mode = \"direct\"\n interface = \"wg0\"\n shared = true\n}\n",
+		"empty-blocks":  "peers = []\n" + word + "network {}\ndirectory {}\nconsul {}\nfirewall {}\n",
 		"some-booleans": "peers = []\n" + word + "firewall {\n strict = true\n}\n",
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -93,6 +100,14 @@ func TestProblemsAreThoseOfAttributes(t *testing.T) {
 		"an authority for nothing":      {`peers = []` + "\n" + word + "\ndirectory {\n" + `ca_file = "/x"` + "\n}", []string{"directory.ca_file: has no effect", "`verify_certificate = true`"}},
 		"an empty list of contexts":     {`peers = []` + "\n" + word + "\ndirectory {\n contexts = []\n}", []string{"directory.contexts: is an empty list", "leave it out"}},
 		"a network with host bits":      {`peers = []` + "\n" + word + "\nfirewall {\n" + `allow = ["10.0.0.1/8"]` + "\n}", []string{"firewall.allow[0]:", "host bits"}},
+		"a misspelt mode":               {`peers = []` + "\n" + word + "\nnetwork {\n" + `mode = "overlap"` + "\n}", []string{`network.mode: "overlap" is not known, did you mean`, "`overlay`"}},
+		"a range of the Internet":       {`peers = []` + "\n" + word + "\nnetwork {\n" + `mode = "overlay"` + "\n" + `range = "8.8.0.0/16"` + "\n}", []string{`network.range: "8.8.0.0/16" is not private or shared address space`}},
+		"a port of XiVO's":              {`peers = []` + "\n" + word + "\nnetwork {\n" + `mode = "overlay"` + "\nport = 5060\n}", []string{"network.port: 5060 belongs to SIP"}},
+		"port 0":                        {`peers = []` + "\n" + word + "\nnetwork {\n" + `mode = "overlay"` + "\nport = 0\n}", []string{`network.port: "0" is not a port`}},
+		"an interface without a mode":   {`peers = []` + "\n" + word + "\nnetwork {\n" + `interface = "wg0"` + "\n}", []string{"network.interface: has no meaning without a mode", "`mode = \"direct\"`"}},
+		"direct through nothing":        {`peers = []` + "\n" + word + "\nnetwork {\n" + `mode = "direct"` + "\n}", []string{"network.interface: is missing"}},
+		"a peer in the range":           {`peers = ["a", "100.88.0.7"]` + "\n" + word + "\nnetwork {\n" + `mode = "overlay"` + "\n}", []string{`peers[1]: "100.88.0.7" lies in network.range`}},
+		"a mode for the metadata":       {`peers = []` + "\n" + word + "\nfirewall {\n" + `metadata = "closed"` + "\n}", []string{"firewall.metadata:", "write open"}},
 		"everything at once, in a list": {`peers = ["http://a"]` + "\n" + `identity = "mine"`, []string{"peers[0]: is a URL", "identity:", "secret: is missing"}},
 	} {
 		t.Run(name, func(t *testing.T) {
