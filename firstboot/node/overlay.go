@@ -10,6 +10,7 @@ import (
 
 	"github.com/xivo-mesh/packer-plugin-xivo/cloudinit"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/engine"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/firewall"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/identity"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/mesh"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/overlay"
@@ -174,10 +175,10 @@ func (n *Node) OverlayGround() (engine.Resource, error) {
 	}
 	ground := engine.All{overlay.Addressed(a)}
 	if n.Config().Firewall.Enabled {
-		ground = append(ground, n.OverlayFirewall(a))
+		ground = append(ground, firewall.Static(firewall.Network{Interface: overlay.Interface, Range: a.Range}, firewall.Doors{
+			Allow:        n.Config().Firewall.Allow,
+			MetadataOpen: n.Config().Firewall.Metadata == cloudinit.MetadataOpen,
+		}))
 	}
 	return ground, nil
 }
-
-// OverlayFirewall is a placeholder until the chains are merged.
-func (n *Node) OverlayFirewall(a overlay.Address) engine.Resource { return engine.All{} }
