@@ -120,7 +120,11 @@ func consulConfig(ctx context.Context, n *node.Node) (engine.Resource, error) {
 }
 
 func consulTokens(n *node.Node) engine.Resource {
-	return consul.TokenFiles(n.Platform, n.Credentials().ConsulToken())
+	token, err := n.ConsulToken()
+	if err != nil {
+		return engine.Broken(err)
+	}
+	return consul.TokenFiles(n.Platform, token)
 }
 
 // liveTokens is where xivo-auth keeps its tokens: two nodes must not share them.

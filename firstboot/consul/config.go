@@ -190,7 +190,7 @@ func (c configFile) render() ([]byte, error) {
 	}
 	doc := document{
 		// The API has no authentication worth the name: it stays on loopback.
-		ClientAddr: "127.0.0.1",
+		ClientAddr:     "127.0.0.1",
 		BindAddr:       c.s.bind(),
 		AdvertiseAddr:  c.s.Advertise,
 		Datacenter:     c.s.Name,

@@ -32,6 +32,19 @@ func TokenFiles(p *platform.Platform, token secret.Secret) engine.Resource {
 	return tokenFiles{p, token}
 }
 
+// MasterToken is the one that XiVO's package made, or that TokenFiles put there.
+func MasterToken(p *platform.Platform) (secret.Secret, error) {
+	data, err := files.ReadFile(p.Path(masterTokenFile))
+	if err != nil {
+		return "", fmt.Errorf("consul: read the master token: %w", err)
+	}
+	start, end, err := matching(masterToken)(data)
+	if err != nil {
+		return "", fmt.Errorf("consul: read the master token: %s: %w", masterTokenFile, err)
+	}
+	return secret.Secret(data[start:end]), nil
+}
+
 type tokenFiles struct {
 	p     *platform.Platform
 	token secret.Secret

@@ -27,7 +27,7 @@ func firewallRules(p *Pass) engine.Resource {
 func grounded(n *node.Node) engine.Resource {
 	ground, err := n.OverlayGround()
 	if err != nil {
-		return engine.New(func(context.Context) ([]string, error) { return nil, err }, func(context.Context) error { return err })
+		return engine.Broken(err)
 	}
 	return ground
 }

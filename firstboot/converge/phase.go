@@ -22,6 +22,7 @@ var Phase = engine.Phase[*Pass]{
 		{Name: "document", Text: "the last good document is kept", When: documentInForce, Open: plain(documentKept)},
 		{Name: "overlay", Text: "the mesh's own network runs, with the peers of the document", When: onOverlay, Open: plain(overlayRuns)},
 		{Name: "registration", Text: "this node tells the others about itself", When: onLAN, Open: withConsul(registered)},
+		{Name: "consul-anonymous", Text: "the others' daemons may ask this node's Consul where XiVO's services are", When: engine.First(onOverlay, joinable, withoutAnonymous), Open: withConsul(anonymousServices)},
 		{Name: "web-service", Text: "the others may read this node's users", When: joinable, Open: withDB(account)},
 		{Name: "rabbitmq-account", Text: "the mesh's federation account, with the least rights that work", Open: withBroker(federationAccount)},
 		// A plugin that is enabled in part keeps the broker from federating: it gets its
@@ -44,6 +45,14 @@ var Phase = engine.Phase[*Pass]{
 
 // onOverlay is node's.
 func onOverlay(p *Pass) engine.Skip { return node.OnOverlay(p.Node) }
+
+// withoutAnonymous: XiVO's package sees to it at each start of Consul from 16.15 on.
+func withoutAnonymous(p *Pass) engine.Skip {
+	if p.Node.Platform.Traits.AnonymousServices {
+		return engine.Skip("the Consul of XiVO " + p.Node.Platform.Version.String() + " lets them")
+	}
+	return ""
+}
 
 func onLAN(p *Pass) engine.Skip {
 	if p.Node.HasOverlay() {

@@ -89,6 +89,8 @@ func registered(p *Pass, c *consul.Client) engine.Resource {
 	})
 }
 
+func anonymousServices(_ *Pass, c *consul.Client) engine.Resource { return c.AnonymousServices() }
+
 func account(p *Pass, db *pgx.Conn) engine.Resource {
 	c := p.Node.Credentials()
 	return directory.Account(db, p.Node.Platform, c.Account(), c.DirectoryPassword())

@@ -32,6 +32,11 @@ type functions struct {
 func (f functions) Diff(ctx context.Context) ([]string, error) { return f.diff(ctx) }
 func (f functions) Apply(ctx context.Context) error            { return f.apply(ctx) }
 
+// Broken is a resource that cannot be read, and why.
+func Broken(why error) Resource {
+	return New(func(context.Context) ([]string, error) { return nil, why }, func(context.Context) error { return why })
+}
+
 // All is several resources as one, in order. What could not be read of one hides
 // neither the differences of the others nor keeps them from being applied.
 type All []Resource

@@ -66,7 +66,9 @@ func (n *Node) KeptOverlayAddress() (overlay.Address, error) {
 func (n *Node) OverlayKey() engine.Resource { return overlay.KeyPair(n.Platform.Path(MeshDir)) }
 
 // Overlay asks the service of the overlay.
-func (n *Node) Overlay() overlay.Remote { return overlay.Remote{Socket: n.Platform.Path(overlaySocket)} }
+func (n *Node) Overlay() overlay.Remote {
+	return overlay.Remote{Socket: n.Platform.Path(overlaySocket)}
+}
 
 // OverlaySocket is where that service is to listen.
 func (n *Node) OverlaySocket() string { return n.Platform.Path(overlaySocket) }

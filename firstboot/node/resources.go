@@ -2,13 +2,17 @@ package node
 
 import (
 	"context"
+	"errors"
+	"io/fs"
 
 	"github.com/jackc/pgx/v5"
 
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/consul"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/ctid"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/engine"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/overlay"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/rabbitmq"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/secret"
 )
 
 // What several phases set up, each of them as this node has it.
@@ -16,17 +20,42 @@ import (
 // ConsulConfig is Consul's configuration, with these addresses to join in the WAN
 // at each start.
 func (n *Node) ConsulConfig(joinWAN []string) engine.Resource {
+	token, err := n.ConsulToken()
+	if err != nil {
+		return engine.Broken(err)
+	}
 	s := consul.Settings{
 		Name:        n.Identity().Name,
 		Advertise:   n.Address(),
 		Bind:        n.HasOverlay(),
 		JoinWAN:     joinWAN,
-		MasterToken: n.Credentials().ConsulToken(),
+		MasterToken: token,
 	}
 	if n.Config().Consul.Encrypt {
 		s.GossipKey = n.Credentials().GossipKey()
 	}
 	return consul.ConfigFile(n.Platform, s)
+}
+
+// ConsulToken is the master token of this node's Consul. In a network of the mesh's own
+// nobody else needs it: a server that was adopted keeps what it had, and another one has
+// what follows from its own key.
+func (n *Node) ConsulToken() (secret.Secret, error) {
+	switch {
+	case !n.HasOverlay():
+		return n.Credentials().ConsulToken(), nil
+	case n.Identity().Adopted:
+		return consul.MasterToken(n.Platform)
+	}
+	key, err := overlay.ReadKey(n.Platform.Path(MeshDir))
+	if errors.Is(err, fs.ErrNotExist) {
+		// A plan, before there is one: any other stands for it.
+		key, err = overlay.NewKey(), nil
+	}
+	if err != nil {
+		return "", err
+	}
+	return secret.Token([16]byte(key.Derive("consul master token", 16))), nil
 }
 
 // CtidConfig is xivo-ctid's configuration, and that of the daemons which register

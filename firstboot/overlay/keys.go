@@ -88,6 +88,15 @@ func (k PrivateKey) Public() Key {
 	return Key(own.PublicKey().Bytes())
 }
 
+// Derive is n bytes for one purpose, which nobody else can compute.
+func (k PrivateKey) Derive(label string, n int) []byte {
+	out, err := hkdf.Key(sha256.New, k[:], nil, "xivo-mesh/2 own "+label, n)
+	if err != nil {
+		panic(err) // only for a length that no hash gives
+	}
+	return out
+}
+
 // shared is what only the holders of either private key can compute. A public key
 // of low order is an error.
 func (k PrivateKey) shared(with Key) ([]byte, error) {

@@ -36,6 +36,8 @@ type Traits struct {
 	// ConsulPerformance: Consul knows the key `performance`; before, an unknown
 	// key is fatal.
 	ConsulPerformance bool
+	// AnonymousServices: Consul's unit lets everybody read where XiVO's services are.
+	AnonymousServices bool
 	// Services are the names of the services that have another one than at first;
 	// Platform.Service looks into it.
 	Services map[Role]string
@@ -83,7 +85,9 @@ var changes = []change{
 	{"16.13", "definitions refer to their directory", func(t *Traits) {
 		t.Columns["ctidirectories.uri"], t.Columns["ctidirectories.directory_id"] = false, true
 	}},
-	{"16.15", "xivo-ctid-ng asks its peers", func(t *Traits) { t.PresenceCredentials = true }},
+	{"16.15", "xivo-ctid-ng asks its peers; Consul's unit opens the catalogue", func(t *Traits) {
+		t.PresenceCredentials, t.AnonymousServices = true, true
+	}},
 	{"16.16", "Consul 0.7 knows `performance`", func(t *Traits) { t.ConsulPerformance = true }},
 	{"17.01", "the database tells the version", func(t *Traits) { t.Columns["infos.wazo_version"] = true }},
 	{"17.03", "the UUID is made at installation, and copied into the database", func(t *Traits) { t.UUIDFromEnvironment = true }},

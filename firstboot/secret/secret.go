@@ -41,8 +41,12 @@ func (g Generation) DirectoryPassword() Secret { return g.text("confd-web-servic
 
 // ConsulToken is the ACL master token of the mesh, in the form of a UUID.
 func (g Generation) ConsulToken() Secret {
-	var u uuid.UUID
-	copy(u[:], g.Derive("consul-master-token", 16))
+	return Token([16]byte(g.Derive("consul-master-token", 16)))
+}
+
+// Token is bytes that nobody guesses in the form of a UUID, as Consul has its tokens.
+func Token(raw [16]byte) Secret {
+	u := uuid.UUID(raw)
 	u[6] = u[6]&0x0f | 0x40
 	u[8] = u[8]&0x3f | 0x80
 	return Secret(u.String())
