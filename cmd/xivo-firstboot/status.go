@@ -68,7 +68,7 @@ func (c *cli) printStatus(s converge.Status, asJSON bool) error {
 		return e.Encode(s)
 	}
 	fmt.Fprintf(c.out, "%s  %s\n", s.State, s.Why)
-	fmt.Fprintf(c.out, "%s  %s  XiVO %s  %s\n", s.Identity.Hostname, s.Identity.UUID, s.Version, s.Identity.Advertise)
+	fmt.Fprintf(c.out, "%s  %s  XiVO %s  %s\n", s.Identity.Hostname, s.Identity.UUID, s.Version, s.Address)
 	w := tabwriter.NewWriter(c.out, 0, 0, 2, ' ', 0)
 	for _, p := range s.Peers {
 		answer := "no answer"

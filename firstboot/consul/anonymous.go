@@ -2,7 +2,6 @@ package consul
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strings"
 
@@ -32,11 +31,12 @@ func (c *Client) AnonymousServices() engine.Resource {
 			_, err := client.Raw().Query("/v1/acl/info/anonymous", &found, nil)
 			return err
 		})
-		if err == nil && len(found) != 1 {
-			err = errors.New("Consul told of no anonymous token, which it always has")
-		}
 		if err != nil {
 			return acl{}, fmt.Errorf("consul: read the anonymous token's rules: %w", err)
+		}
+		if len(found) == 0 {
+			// It has no rules of this system yet (1.10).
+			return acl{ID: "anonymous", Name: "Anonymous Token", Type: "client"}, nil
 		}
 		return found[0], nil
 	}

@@ -138,7 +138,9 @@ type bound struct {
 func (b bound) RoundTrip(r *http.Request) (*http.Response, error) {
 	r = r.Clone(b.ctx)
 	query := r.URL.Query()
-	query.Set("token", b.token.Reveal())
+	if b.token != "" {
+		query.Set("token", b.token.Reveal())
+	}
 	r.URL.RawQuery = query.Encode()
 
 	resp, err := b.next.RoundTrip(r)

@@ -142,6 +142,27 @@ func (c *Client) Services(ctx context.Context, datacenter, name string) (found [
 	return found, nil
 }
 
+// OthersServices returns the instances of one of XiVO's services in another datacenter,
+// as XiVO's daemons find them: without a token, which is no one's there. An empty list
+// says that there is none, or that nobody may read it without a token (see
+// AnonymousServices).
+func (c *Client) OthersServices(ctx context.Context, datacenter, name string) (found []Registration, err error) {
+	nobody := *c
+	nobody.token = ""
+	err = nobody.call(ctx, callTimeout, func(client *api.Client) error {
+		services, _, err := client.Catalog().Service(name, "", &api.QueryOptions{Datacenter: datacenter})
+		for _, s := range services {
+			found = append(found, Registration{s.ServiceID, s.ServiceName, cmp.Or(s.ServiceAddress, s.Address), s.ServiceTags})
+		}
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("consul: list service %s of datacenter %q: %w", name, datacenter, err)
+	}
+	slices.SortFunc(found, func(a, b Registration) int { return cmp.Compare(a.ID, b.ID) })
+	return found, nil
+}
+
 // WaitService waits until the local agent has an instance of a service at that
 // address. It gives up at ctx's deadline, or after a minute without one.
 func (c *Client) WaitService(ctx context.Context, name, address string) error {

@@ -176,6 +176,19 @@ func overlaySigns(ctx context.Context, n *node.Node) []string {
 	return out
 }
 
+// silentPeers are the peers of the document that do not answer, each with the reason. One
+// that is a member by now is none of them.
+func (o Overlay) silentPeers() []string {
+	if o.Status == nil || len(o.Status.Peers) > 0 {
+		return nil
+	}
+	var out []string
+	for _, peer := range slices.Sorted(maps.Keys(o.Status.Silent)) {
+		out = append(out, o.Status.Silent[peer])
+	}
+	return out
+}
+
 // hubMember is the overlay address of the member that has an address of the LAN.
 func hubMember(v *View, lan string) (string, error) {
 	if lan == v.Self.Address {

@@ -154,7 +154,7 @@ func (p *Pass) openings(ctx context.Context, c *consul.Client) (missing []openin
 		if _, ok := heard[id]; !ok {
 			continue
 		}
-		services, err := c.Services(ctx, member.Name, ctid.Service)
+		services, err := c.OthersServices(ctx, member.Name, ctid.Service)
 		if err != nil {
 			errs = errors.Join(errs, err)
 			continue

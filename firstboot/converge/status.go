@@ -37,6 +37,8 @@ type Status struct {
 	Boot     string        `json:"boot"`
 	Identity node.Identity `json:"identity"`
 	Version  string        `json:"version"`
+	// Address is the one that the other members have of this node.
+	Address string `json:"address"`
 	// Peers are the other members of the mesh.
 	Peers []PeerStatus `json:"peers"`
 	// Refused are nodes that were not taken in, each with the reason.
@@ -112,6 +114,9 @@ func ReadStatus(ctx context.Context, n *node.Node) Status {
 		s.State, s.Why = Joining, "no pass has ended since this machine was booted"
 	}
 	s.Identity, s.Version = n.Identity(), n.Platform.Version.String()
+	if s.Address == "" && n.Journal != nil {
+		s.Address = n.Address()
+	}
 	return s
 }
 
@@ -124,6 +129,7 @@ func (p *Pass) conclude(before Status, failed error) Status {
 		Boot:        n.Platform.BootID(),
 		Identity:    n.Identity(),
 		Version:     v.Self.Version,
+		Address:     v.Self.Address,
 		Refused:     d.Refused,
 		NotManaged:  d.NotManaged,
 		Notices:     d.Notices,
@@ -150,6 +156,7 @@ func (p *Pass) conclude(before Status, failed error) Status {
 	if n.Document.Err != nil {
 		s.Errors = append(s.Errors, "the document is not in force, the last good one is: "+n.Document.Err.Error())
 	}
+	s.Errors = append(s.Errors, v.Overlay.silentPeers()...)
 	for _, err := range unjoin(failed) {
 		s.Errors = append(s.Errors, err.Error())
 	}

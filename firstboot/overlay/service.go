@@ -92,6 +92,8 @@ type Service struct {
 	// named are the peers of the document that answered.
 	named   map[string]bool
 	refused map[string]*Refusal
+	// silent is why the last hello to a peer of the document had no answer.
+	silent map[string]string
 	under   map[string]bool // hellos under way
 	// boots is the boot that the device's memory of a peer belongs to.
 	boots map[Key]string
@@ -118,7 +120,7 @@ func New(c Config) (*Service, error) {
 	}
 	s := &Service{
 		Config: c, look: make(chan struct{}, 1), saying: make(chan struct{}, 8),
-		observed: map[Key]sighting{}, greeted: map[uuid.UUID]time.Time{}, named: map[string]bool{}, refused: map[string]*Refusal{}, under: map[string]bool{}, boots: map[Key]string{},
+		observed: map[Key]sighting{}, greeted: map[uuid.UUID]time.Time{}, named: map[string]bool{}, refused: map[string]*Refusal{}, silent: map[string]string{}, under: map[string]bool{}, boots: map[Key]string{},
 	}
 	self := Member{
 		UUID: c.UUID, Host: c.Host, Key: c.Key.Public(), Address: c.Address.Address, Boot: c.Boot,
@@ -299,6 +301,9 @@ func (s *Service) answer(from netip.AddrPort, r request) answer {
 		if refused.Why != Itself {
 			s.Log.Debug("hello refused", "from", from, "reason", refused.Reason)
 		}
+		if refused.Why == UUIDTaken || refused.Why == KeyTaken {
+			s.book.notice(refused) // a newcomer draws another address by itself; a copy stays one
+		}
 		return answer{Host: self.Host, Refusal: refused}
 	}
 	if refused := s.book.meet(r.Member); refused != nil {
@@ -435,6 +440,10 @@ func (s *Service) greet(ctx context.Context, named string, doors []string) {
 		if err != nil {
 			if refused := (*Refusal)(nil); errors.As(err, &refused) {
 				s.told(door, named, refused)
+			} else if named != "" && ctx.Err() == nil {
+				s.mu.Lock()
+				s.silent[named] = err.Error()
+				s.mu.Unlock()
 			}
 			s.Log.Debug("hello", "to", door, "err", err)
 			continue
@@ -463,8 +472,11 @@ func (s *Service) greet(ctx context.Context, named string, doors []string) {
 func (s *Service) told(door, named string, refused *Refusal) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if named != "" && (refused == nil || refused.Why == Itself) {
-		s.named[named] = true
+	if named != "" {
+		delete(s.silent, named)
+		if refused == nil || refused.Why == Itself {
+			s.named[named] = true
+		}
 	}
 	if refused == nil || refused.Why == Itself {
 		delete(s.refused, door)
@@ -514,6 +526,8 @@ type Status struct {
 	DepartedAt time.Time `json:"departed_at,omitzero"`
 	// Refused are who does not let this node in, and why.
 	Refused map[string]*Refusal `json:"refused,omitempty"`
+	// Silent are the peers of the document that have not answered yet, and why not.
+	Silent map[string]string `json:"silent,omitempty"`
 	// Alarms are conflicts that a person must end.
 	Alarms []string `json:"alarms,omitempty"`
 	// Strangers counts the connections that got no answer.
@@ -571,6 +585,6 @@ func (s *Service) Status() Status {
 		state := states[m.Key]
 		st.Peers = append(st.Peers, PeerStatus{m, since(state.Handshake), state.Endpoint, since(s.greeted[m.UUID]), alive[m.UUID.String()]})
 	}
-	st.Refused = maps.Clone(s.refused)
+	st.Refused, st.Silent = maps.Clone(s.refused), maps.Clone(s.silent)
 	return st
 }
