@@ -136,10 +136,8 @@ func (r *reader) block(n *yaml.Node, c *Config) {
 		r.at(hub, blockKey+".hub", "has no meaning in a "+c.Topology, "write `topology: hub`, or remove it")
 	}
 
-	if n := c.Network; n.Mode == NetworkOverlay {
-		r.outside(n.Range, seen["peers"], blockKey+".peers")
-		r.outside(n.Range, seen["hub"], blockKey+".hub")
-	}
+	r.outside(c.Network.Range, seen["peers"], blockKey+".peers")
+	r.outside(c.Network.Range, seen["hub"], blockKey+".hub")
 
 	if d := c.Directory; d.CAFile != "" && !d.VerifyCertificate {
 		r.at(seen["directory"], blockKey+".directory.ca_file", "has no effect without verify_certificate", "write `verify_certificate: true`, or remove it")

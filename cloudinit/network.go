@@ -163,7 +163,8 @@ func (r *reader) port(to *int) value {
 	}}
 }
 
-// outside refuses addresses, one or a list of them, that lie in the range.
+// outside refuses addresses, one or a list of them, that lie in the range, if there
+// is one.
 func (r *reader) outside(in netip.Prefix, n *yaml.Node, path string) {
 	if n == nil {
 		return

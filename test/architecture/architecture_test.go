@@ -63,7 +63,7 @@ var floors = [][]string{
 	{"firstboot/node"},
 	{"firstboot/kvexport"},
 	// What wraps one dependency each; mesh is pure.
-	{"firstboot/consul", "firstboot/rabbitmq", "firstboot/directory", "firstboot/ctid", "firstboot/identity", "firstboot/firewall", "firstboot/overlay", "firstboot/mesh"},
+	{"firstboot/consul", "firstboot/rabbitmq", "firstboot/directory", "firstboot/ctid", "firstboot/identity", "firstboot/firewall", "firstboot/overlay", "firstboot/localnet", "firstboot/mesh"},
 	{"firstboot/postgres"},
 	{"firstboot/platform"},
 	{"firstboot/files", "firstboot/secret", "firstboot/manifest"},
