@@ -123,8 +123,8 @@ func Forget(ctx context.Context, n *node.Node, which string) (mesh.Member, Resul
 		return m, Result{}, err
 	}
 	if n.HasOverlay() {
-		if age, err := handshake(ctx, n, m.UUID); err != nil || age >= 0 && age < silence {
-			return m, Result{}, errors.Join(err, fmt.Errorf("%s is alive: run `xivo-firstboot leave` there", m))
+		if alive(ctx, m) {
+			return m, Result{}, fmt.Errorf("%s is alive: run `xivo-firstboot leave` there", m)
 		}
 		r, err := buried(ctx, n, m.UUID)
 		return m, r, err

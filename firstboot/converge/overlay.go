@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -146,18 +148,18 @@ func awaitOverlay(ctx context.Context, n *node.Node) error {
 	}
 }
 
-// handshake is how long ago the last one with a member was; negative: never.
-func handshake(ctx context.Context, n *node.Node, id uuid.UUID) (time.Duration, error) {
-	st, err := n.Overlay().Status(ctx)
+// alive says whether a member answers now, where the membership of each listens. The
+// age of its handshake tells that only after minutes.
+func alive(ctx context.Context, m mesh.Member) bool {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, "tcp", net.JoinHostPort(m.Address, strconv.Itoa(overlay.MembersPort)))
 	if err != nil {
-		return -1, err
+		return false
 	}
-	for _, p := range st.Peers {
-		if p.UUID == id {
-			return p.Handshake, nil
-		}
-	}
-	return -1, nil
+	conn.Close()
+	return true
 }
 
 // overlaySigns are what a change of the overlay shows in.

@@ -12,47 +12,32 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/google/uuid"
 
-	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/mesh"
-	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/secret"
 	"github.com/xivo-mesh/packer-plugin-xivo/test/e2e/scenario"
 	"github.com/xivo-mesh/packer-plugin-xivo/test/lab"
 )
 
 // TestPeers shows what a node does when its peers are not as they should be, and
-// how nodes leave. Nodes 1 and 2 are a mesh, node 3 is one that it refuses, and
-// on machine 4 are Consuls without a XiVO, which say of themselves what they
-// like. Each part builds on the ones before, so the first that fails ends it.
+// how nodes leave. Nodes 1 and 2 are a mesh, node 3 is one that it refuses, and node 4
+// has another secret. Each part builds on the ones before, so the first that fails
+// ends it.
 func TestPeers(t *testing.T) {
 	needsLab(t)
 	t.Parallel()
-	m := newMesh(t)
-	p := &peers{
-		mesh: m, good: secret.Stretch(secret.Secret(m.Secret)),
-		nodes: map[int]*scenario.Node{}, uuids: map[int]string{}, users: map[int]scenario.User{},
-	}
-	p.boot(t, 1, p.document(ip(1), ip(2), ip(impostorOtherSecret), ip(impostorNoEncryption)))
+	p := &peers{mesh: newMesh(t), nodes: map[int]*scenario.Node{}, uuids: map[int]string{}, users: map[int]scenario.User{}}
+	p.boot(t, 1, p.document(ip(1), ip(2), ip(4)))
 	p.boot(t, 3, p.document())
-	p.boot(t, 4, nil)
-	must(t, p.nodes[4].WaitRunning(deadline(t, lab.Hang)))
-	runIn(t, p.nodes[4], "systemctl stop xivo-mesh consul; iptables -D INPUT -j XIVO-MESH")
-	p.impostor(t, impostorOtherSecret, secret.Stretch("a sentence of somebody else").GossipKey())
-	p.impostor(t, impostorNoEncryption, "")
+	p.boot(t, 4, bytes.ReplaceAll(p.document(), []byte(p.mesh.Secret), []byte("many brown owls left their old barn")))
 	inOrder(t, []part{
 		{"all peers are down: it is joining, and telephony runs", p.allDown},
 		{"a peer with another secret is named", p.otherSecret},
-		{"a peer without encryption is named", p.noEncryption},
 		{"the wizard was not passed yet: it waits, and goes on by itself", p.wizard},
 		{"it joins by itself when a peer appears", p.joins},
 		{"a document that was broken later is told, and the last good one stays in force", p.brokenDocument},
-		{"another XiVO version is refused: nothing is written, and it leaves the WAN again", p.otherVersion},
+		{"another XiVO version is refused: nothing is written anywhere", p.otherVersion},
 		{"the copy of a member, with its UUID, is refused and goes on alone; the member stays", p.copyOfAMember},
-		{"the same UUID alive twice: both are named", p.sameUUID},
-		{"the same address with the one that has it alive is refused, and said", p.sameAddress},
-		{"a member of the WAN that is not managed is told", p.stranger},
-		{"the same host name works, and is told", p.sameHostName},
-		{"a new node at the address of a silent one replaces it", p.replaced},
+		{"a member of Consul's WAN that is not managed is told", p.stranger},
+		{"what was refused is taken in when it is put right", p.putRight},
 		{"forget takes a dead node out, on every node; one that lives is not forgotten", p.forget},
 		{"doctor finds nothing on a good node, and what is wrong on another; it changes nothing", p.doctor},
 		{"a node that leaves is gone for everybody, and goes on alone", p.leaves},
@@ -60,19 +45,12 @@ func TestPeers(t *testing.T) {
 	})
 }
 
-// The last bytes of the addresses of the Consuls without a XiVO.
-const impostorOtherSecret, impostorNoEncryption, impostorCopied, impostorSameAddress, impostorStranger, impostorNamesake = 51, 52, 53, 54, 55, 56
-
 // peers is what the parts of TestPeers hand on to each other.
 type peers struct {
 	mesh  *scenario.Mesh
-	good  secret.Generation // of the mesh's secret
 	nodes map[int]*scenario.Node
 	uuids map[int]string
 	users map[int]scenario.User
-	// What the Consul at the address of the namesake says that it is, at first and
-	// then.
-	first, second mesh.Member
 }
 
 func must(t *testing.T, err error) {
@@ -128,8 +106,8 @@ func anyHas(all []string, parts ...string) bool {
 	})
 }
 
-func isPeer(s scenario.Status, m mesh.Member) bool {
-	return slices.ContainsFunc(s.Peers, func(p scenario.Peer) bool { return p.UUID == m.UUID.String() })
+func isPeer(s scenario.Status, uuid string) bool {
+	return slices.ContainsFunc(s.Peers, func(p scenario.Peer) bool { return p.UUID == uuid })
 }
 
 func (p *peers) boot(t *testing.T, n int, userData []byte) {
@@ -141,18 +119,6 @@ func (p *peers) boot(t *testing.T, n int, userData []byte) {
 
 func (p *peers) document(peers ...string) []byte {
 	return fmt.Appendf(nil, "#cloud-config\nxivo:\n  version: 1\n  peers: [%s]\n  secret: %s\n", strings.Join(peers, ", "), p.mesh.Secret)
-}
-
-func (p *peers) impostor(t *testing.T, address int, key secret.Secret, says ...mesh.Member) {
-	t.Helper()
-	startImpostor(t, p.nodes[4], address, p.good.ConsulToken(), key, says...)
-}
-
-// says is what a machine without a XiVO says that it is.
-func (p *peers) says(address int, change func(*mesh.Member)) mesh.Member {
-	member := mesh.Member{UUID: uuid.New(), Host: fmt.Sprint("impostor", address), Address: ip(address), Version: "16.03", KeyID: p.good.KeyID(), Registered: time.Now()}
-	change(&member)
-	return member
 }
 
 // written is all that nodes 1 and 2 have written.
@@ -167,20 +133,18 @@ func (p *peers) written(t *testing.T) map[string]string {
 	return all
 }
 
-// refused waits until a node says that the mesh refuses it, and has left the WAN.
+// refused waits until a node says that the mesh refuses it. It is in nobody's WAN.
 func (p *peers) refused(t *testing.T, n *scenario.Node, why ...string) {
 	t.Helper()
 	waitStatus(t, n, "that it is refused", func(s scenario.Status) bool {
-		return s.State == "waiting" && anyHas([]string{s.Why}, append(why, "refused by node")...)
+		return s.State == "waiting" && anyHas([]string{s.Why}, append(why, "does not let this node in")...)
 	})
 	exitCode(t, n, 3, "xivo-firstboot", "status")
-	must(t, lab.Wait(deadline(t, lab.Hang), "it to leave the WAN", func(ctx context.Context) (bool, error) {
-		wan, err := wanOf(ctx, p.nodes[1])
-		if status := wan[n.Name]; err == nil && status != "left" {
-			err = fmt.Errorf("for node 1 it is %s", status)
-		}
-		return err == nil, err
-	}))
+	wan, err := wanOf(t.Context(), p.nodes[1])
+	must(t, err)
+	if status, there := wan[n.Name]; there {
+		t.Errorf("for node 1's Consul it is %s", status)
+	}
 	telephonyRuns(t, n)
 }
 
@@ -192,15 +156,11 @@ func (p *peers) allDown(t *testing.T) {
 }
 
 func (p *peers) otherSecret(t *testing.T) {
+	must(t, p.nodes[4].WaitRunning(deadline(t, lab.Hang)))
 	waitStatus(t, p.nodes[1], "it", func(s scenario.Status) bool {
-		return anyHas(s.Errors, ip(impostorOtherSecret)+" in the WAN: it has another secret")
+		return anyHas(s.Errors, ip(4), "without a word: it has another secret")
 	})
-}
-
-func (p *peers) noEncryption(t *testing.T) {
-	waitStatus(t, p.nodes[1], "it", func(s scenario.Status) bool {
-		return anyHas(s.Errors, ip(impostorNoEncryption)+" in the WAN: its gossip is not encrypted")
-	})
+	must(t, p.nodes[4].Poweroff(deadline(t, lab.Hang)))
 }
 
 func (p *peers) wizard(t *testing.T) {
@@ -256,8 +216,17 @@ func (p *peers) otherVersion(t *testing.T) {
 	}
 }
 
+// takes gives node 3 a UUID, as if its files were copied from the node that has it.
+func (p *peers) takes(t *testing.T, from, to string) {
+	t.Helper()
+	runIn(t, p.nodes[3], "systemctl stop xivo-mesh xivo-overlay; echo 16.03 >/usr/share/xivo/XIVO-VERSION; sed -i 's/"+from+"/"+to+"/' /var/lib/xivo-firstboot/journal.json /var/lib/xivo-firstboot/mesh/address.json; rm -f /var/lib/xivo-firstboot/mesh/peers.json; systemctl start xivo-overlay xivo-mesh")
+}
+
 func (p *peers) copyOfAMember(t *testing.T) {
-	runIn(t, p.nodes[3], "systemctl stop xivo-mesh; echo 16.03 >/usr/share/xivo/XIVO-VERSION; sed -i 's/\"uuid\": \".*\"/\"uuid\": \""+p.uuids[2]+"\"/' /var/lib/xivo-firstboot/journal.json; systemctl start xivo-mesh")
+	var err error
+	p.uuids[3], err = p.nodes[3].UUID(t.Context())
+	must(t, err)
+	p.takes(t, p.uuids[3], p.uuids[2])
 	p.refused(t, p.nodes[3], "has the UUID of", p.uuids[2])
 	for _, n := range []int{1, 2} {
 		s, err := p.nodes[n].Status(t.Context())
@@ -266,64 +235,45 @@ func (p *peers) copyOfAMember(t *testing.T) {
 			t.Errorf("node %d is %s: %s", n, s.State, s.Why)
 		}
 	}
-}
-
-func (p *peers) sameUUID(t *testing.T) {
-	p.impostor(t, impostorCopied, p.good.GossipKey(), p.says(impostorCopied, func(m *mesh.Member) { m.UUID = uuid.MustParse(p.uuids[2]) }))
-	s := waitStatus(t, p.nodes[1], "it", func(s scenario.Status) bool { return len(s.Refused) == 1 })
-	if r := s.Refused[0]; r.Member.Host != "impostor53" || !strings.Contains(r.Reason, "node2 ("+ip(2)) || s.State != "joined" {
-		t.Errorf("it tells %+v, and is %s", r, s.State)
-	}
-	leaveImpostor(t, p.nodes[4], impostorCopied)
-}
-
-func (p *peers) sameAddress(t *testing.T) {
-	p.impostor(t, impostorSameAddress, p.good.GossipKey(), p.says(impostorSameAddress, func(m *mesh.Member) { m.Address = ip(2) }))
-	s := waitStatus(t, p.nodes[1], "it", func(s scenario.Status) bool { return len(s.Refused) == 1 })
-	if r := s.Refused[0]; !strings.Contains(r.Reason, "is at the address of node2") || s.State != "joined" {
-		t.Errorf("it tells %+v, and is %s", r, s.State)
-	}
-	leaveImpostor(t, p.nodes[4], impostorSameAddress)
-}
-
-func (p *peers) stranger(t *testing.T) {
-	p.impostor(t, impostorStranger, p.good.GossipKey())
-	s := waitStatus(t, p.nodes[1], "it", func(s scenario.Status) bool { return anyHas(s.NotManaged, "impostor55") })
-	if s.State != "joined" {
-		t.Errorf("it is %s", s.State)
-	}
-	leaveImpostor(t, p.nodes[4], impostorStranger)
-}
-
-func (p *peers) sameHostName(t *testing.T) {
-	p.first = p.says(impostorNamesake, func(m *mesh.Member) { m.Host = "node2" })
-	p.second = p.says(impostorNamesake, func(m *mesh.Member) { m.Name = "heir" })
-	p.impostor(t, impostorNamesake, p.good.GossipKey(), p.first)
+	// Both names, and on the node that refuses it, too.
 	waitStatus(t, p.nodes[1], "it", func(s scenario.Status) bool {
-		return isPeer(s, p.first) && s.Answered(p.uuids[2]) && anyHas(s.Notices, "2 nodes have the host name node2", p.first.UUID.String(), p.uuids[2])
+		return anyHas(s.Notices, "node3 (", "has the UUID of node2 (", "one of the two is a copy")
 	})
 }
 
-func (p *peers) replaced(t *testing.T) {
-	leaveImpostor(t, p.nodes[4], impostorNamesake)
-	p.impostor(t, impostorNamesake, p.good.GossipKey(), p.second)
-	for _, n := range []int{1, 2} {
-		waitStatus(t, p.nodes[n], "it", func(s scenario.Status) bool { return isPeer(s, p.second) && !isPeer(s, p.first) })
+// stranger shows a Consul that is in the WAN and no member of the mesh. Somebody with
+// the secret put it there: from outside, nobody reaches the WAN.
+func (p *peers) stranger(t *testing.T) {
+	config := `{"datacenter": "stranger", "node_name": "stranger", "bind_addr": "%[1]s", "data_dir": "/var/tmp/stranger", "encrypt": "` + runIn(t, p.nodes[1], `sed -n 's/.*"encrypt": "\(.*\)".*/\1/p' /etc/consul/xivo/interconnection.json`) + `", "server": true, "bootstrap_expect": 1, "disable_update_check": true,
+"ports": {"dns": -1, "http": -1, "server": 7300, "serf_lan": 7301, "serf_wan": 7302}, "retry_join_wan": ["%[1]s:8302"]}`
+	address := runIn(t, p.nodes[1], "ip -o -4 address show dev lo | sed -n 's/.*inet \\(100[0-9.]*\\).*/\\1/p'")
+	must(t, feed(deadline(t, lab.Hang), p.nodes[1].Machine, fmt.Appendf(nil, config, address), "umask 077; cat >/root/stranger.json; systemd-run --quiet --collect --unit=stranger consul agent -config-file /root/stranger.json"))
+	s := waitStatus(t, p.nodes[1], "it", func(s scenario.Status) bool { return anyHas(s.NotManaged, "stranger") })
+	if s.State != "joined" {
+		t.Errorf("it is %s", s.State)
+	}
+	runIn(t, p.nodes[1], "systemctl kill --signal=INT stranger; while systemctl is-active --quiet stranger; do sleep 0.2; done")
+}
+
+func (p *peers) putRight(t *testing.T) {
+	p.takes(t, p.uuids[2], p.uuids[3])
+	for _, n := range []int{1, 2, 3} {
+		_, err := p.nodes[n].WaitJoined(deadline(t, lab.Hang), 2, time.Now())
+		must(t, err)
 	}
 }
 
 func (p *peers) forget(t *testing.T) {
-	if out := exitCode(t, p.nodes[1], 1, "xivo-firstboot", "forget", p.uuids[2]); !strings.Contains(out, "is alive") {
+	if out := exitCode(t, p.nodes[1], 1, "xivo-firstboot", "forget", p.uuids[3]); !strings.Contains(out, "is alive") {
 		t.Errorf("it says: %s", out)
 	}
 	exitCode(t, p.nodes[1], 2, "xivo-firstboot", "forget", "nobody")
-	leaveImpostor(t, p.nodes[4], impostorNamesake)
-	must(t, lab.Wait(deadline(t, lab.Hang), "the dead one to be forgotten", func(ctx context.Context) (bool, error) {
-		_, err := p.nodes[1].Run(ctx, "xivo-firstboot", "forget", p.second.Host)
-		return err == nil, err
-	}))
+	must(t, p.nodes[3].Poweroff(deadline(t, lab.Hang)))
+	if out := exitCode(t, p.nodes[1], 0, "xivo-firstboot", "forget", "node3"); !strings.Contains(out, "secret") {
+		t.Errorf("it does not say that whoever has the secret can return: %s", out)
+	}
 	for _, n := range []int{1, 2} {
-		waitStatus(t, p.nodes[n], "that only the other is left", func(s scenario.Status) bool { return s.State == "joined" && !isPeer(s, p.second) })
+		waitStatus(t, p.nodes[n], "that only the other is left", func(s scenario.Status) bool { return s.State == "joined" && !isPeer(s, p.uuids[3]) })
 	}
 }
 
@@ -366,66 +316,6 @@ func (p *peers) comesBack(t *testing.T) {
 	must(t, errors.Join(
 		p.nodes[1].Finds(deadline(t, lab.Hang), p.users[2], p.uuids[2]),
 		p.nodes[2].Finds(deadline(t, lab.Hang), p.users[1], p.uuids[1])))
-}
-
-// impostor's API is on its own address, for the machine that it runs on.
-const impostorPort = 8501
-
-// startImpostor starts a Consul on an address of its own of a machine. It joins node
-// 1 and registers what it says to be.
-func startImpostor(t *testing.T, n *scenario.Node, address int, token, key secret.Secret, says ...mesh.Member) {
-	t.Helper()
-	ctx := deadline(t, lab.Hang)
-	ip := scenario.Address(address).String()
-	name := fmt.Sprint("impostor", address)
-	if len(says) > 0 && says[0].Name != "" {
-		name = says[0].Name
-	}
-	config, err := json.Marshal(map[string]any{
-		"datacenter": name, "acl_datacenter": name, "node_name": name, "acl_default_policy": "deny", "acl_master_token": token.Reveal(),
-		"bind_addr": ip, "advertise_addr": ip, "client_addr": ip, "data_dir": "/var/tmp/" + name, "encrypt": key.Reveal(),
-		"server": true, "bootstrap_expect": 1, "performance": map[string]int{"raft_multiplier": 1}, "disable_update_check": true,
-		"ports": map[string]int{"dns": -1, "http": impostorPort}, "retry_join_wan": []string{scenario.Address(1).String()},
-	})
-	if err == nil {
-		err = feed(ctx, n.Machine, config, fmt.Sprintf(`umask 077; cat >/root/%[1]s.json
-ip address replace %[2]s/24 dev eth0
-systemctl stop impostor@%[3]d 2>/dev/null || true
-systemd-run --quiet --collect --unit=impostor@%[3]d consul agent -config-file /root/%[1]s.json`, name, ip, address))
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	api := func(ctx context.Context, body []byte, method, path string) error {
-		return feed(ctx, n.Machine, body, fmt.Sprintf(`curl -sSf -X %s -H "X-Consul-Token: $(sed 's/.*"acl_master_token":"\([^"]*\)".*/\1/' /root/%s.json)" --data-binary @- 'http://%s:%d%s' >/dev/null`, method, name, ip, impostorPort, path))
-	}
-	err = lab.Wait(ctx, name+" to have a leader", func(ctx context.Context) (bool, error) {
-		err := api(ctx, nil, "GET", "/v1/catalog/nodes?consistent")
-		return err == nil, err
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, m := range says {
-		m.Name = name
-		registration, err := json.Marshal(map[string]any{"ID": mesh.ServiceName, "Name": mesh.ServiceName, "Address": m.Address, "Tags": m.Tags()})
-		if err == nil {
-			err = api(ctx, bytes.TrimSpace(registration), "PUT", "/v1/agent/service/register")
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-}
-
-// leaveImpostor takes the Consul of an address out of the WAN.
-func leaveImpostor(t *testing.T, n *scenario.Node, address int) {
-	t.Helper()
-	script := fmt.Sprintf(`set -- $(tr '\0' ' ' </proc/$(systemctl show --value --property=MainPID impostor@%d)/cmdline); while [ $# -gt 1 ]; do shift; done
-curl -sSf -X PUT -H "X-Consul-Token: $(sed 's/.*"acl_master_token":"\([^"]*\)".*/\1/' "$1")" http://%s:%d/v1/agent/leave`, address, scenario.Address(address), impostorPort)
-	if out, err := n.Run(deadline(t, lab.Hang), "sh", "-ec", script); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
 }
 
 // wanOf is the status of each member of the WAN as a node's Consul has it, by
