@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/xivo-mesh/packer-plugin-xivo/cloudinit"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot"
 	"github.com/xivo-mesh/packer-plugin-xivo/test/e2e/scenario"
 	"github.com/xivo-mesh/packer-plugin-xivo/test/lab"
@@ -254,7 +255,7 @@ func (c *crash) round(t *testing.T, p plan) (endState, []kill) {
 	state := readEndState(t, m)
 	t.Logf("first boot %d: %d kills, %s", c.rounds, len(r.killed), time.Since(m.Booted).Round(time.Second))
 	// The next newcomer finds a mesh as this one did.
-	r.run("sh", "-ec", token+`curl -ksf -X PUT -H "X-Consul-Token: $token" https://localhost:8500/v1/agent/leave`)
+	r.run("xivo-firstboot", "leave")
 	if err := m.Poweroff(ctx); err != nil {
 		t.Fatal(err)
 	}
@@ -454,6 +455,12 @@ func usedXiVO(t *testing.T, l *lab.Lab) (*lab.Machine, endState) {
 	}
 	if err == nil {
 		err = fillKV(ctx, m)
+	}
+	// As the package has them; the copies do by hand what they would do.
+	for _, f := range cloudinit.ImageFiles() {
+		if err == nil && strings.HasSuffix(f.Path, ".service") {
+			err = feed(ctx, m, f.Content, "cat >"+f.Path)
+		}
 	}
 	if err != nil {
 		t.Fatal(err)

@@ -50,7 +50,7 @@ func short(s string) string {
 }
 
 // drawn are files whose content is random.
-var drawn = regexp.MustCompile(`^/etc/ssh/ssh_host_|^/usr/share/xivo-certs/server\.|\.erlang\.cookie$|^/var/lib/consul/node-id$|^/etc/machine-id$`)
+var drawn = regexp.MustCompile(`^/etc/ssh/ssh_host_|^/usr/share/xivo-certs/server\.|\.erlang\.cookie$|^/var/lib/consul/node-id$|^/etc/machine-id$|^/var/lib/xivo-firstboot/mesh/wg\.key$`)
 
 // Of our own files, what tells of this run and not of the node.
 var (
@@ -78,6 +78,12 @@ func readEndState(t *testing.T, m *lab.Machine) endState {
 		t.Fatalf("the UUID in the database is %q", uuid)
 	}
 	own := []string{uuid, "<uuid>", uuid[:8], "<8 of uuid>", m.Name, "<name>", m.Address.String(), "<address>"}
+	for what, script := range map[string]string{
+		"<overlay address>": `sed 's/.*"address":"\([0-9.]*\)".*/\1/' /var/lib/xivo-firstboot/mesh/address.json`,
+		"<Consul's token>":  `cat /var/lib/consul/master_token`,
+	} {
+		own = append(own, strings.TrimSpace(run(script)), what)
+	}
 	// A service's key must be the one in the database, whatever it is.
 	for line := range strings.Lines(run(`cd /var/lib/xivo-auth-keys; grep -H '^service_key: ' *`)) {
 		if file, key, ok := strings.Cut(strings.TrimSpace(line), ":service_key: "); ok {
@@ -161,8 +167,8 @@ func (s endState) addFiles(t *testing.T, archive string, normal *strings.Replace
 		switch {
 		case drawn.MatchString(name) && text != "":
 			text = "<drawn>"
-		case name == ours+"status.json":
-			text = "" // about the last pass; what it says is asked of the program
+		case name == ours+"status.json", name == ours+"mesh/peers.json":
+			text = "" // about the last pass, and the network; what it says is asked of the program
 		case strings.HasPrefix(name, ours):
 			text = timestamp.ReplaceAllString(text, "<time>")
 			text = drawnID.ReplaceAllString(text, "<id>")
