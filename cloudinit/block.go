@@ -61,7 +61,6 @@ func (r *reader) fields(c *Config) []field {
 		}},
 		{key: "firewall", fields: []field{
 			{key: "enabled", value: r.bool(&c.Firewall.Enabled)},
-			{key: "strict", value: r.bool(&c.Firewall.Strict)},
 			{key: "allow", value: r.list(&c.Firewall.Allow, network)},
 			{key: "metadata", value: r.string(&c.Firewall.Metadata, metadata)},
 		}},

@@ -36,7 +36,6 @@ const (
 const (
 	NetworkOverlay = "overlay" // a network of the mesh's own
 	NetworkDirect  = "direct"  // one that is there already: a VPN, for example
-	NetworkLAN     = "lan"     // the one that the servers stand in, as it is
 )
 
 // MetadataOpen is the value of Firewall.Metadata beside "".
@@ -76,8 +75,7 @@ type Network struct {
 	// /30 in private or shared address space, with host bits zero. It is valid if
 	// and only if Mode is NetworkOverlay.
 	Range netip.Prefix
-	// Port is the one at which other nodes reach this one first, UDP and TCP. It is
-	// 0 if and only if Mode is NetworkLAN.
+	// Port is the one at which other nodes reach this one first, UDP and TCP.
 	Port int
 	// Interface is what leads to the network; set if and only if Mode is
 	// NetworkDirect.
@@ -114,8 +112,6 @@ type Consul struct {
 // Firewall is who reaches the ports that the mesh opens.
 type Firewall struct {
 	Enabled bool
-	// Strict guards the ports that XiVO had open before, too.
-	Strict bool
 	// Allow are IPv4 addresses and networks, the latter with host bits zero.
 	Allow []string
 	// Metadata is MetadataOpen where all local users may ask the cloud's metadata
@@ -125,10 +121,7 @@ type Firewall struct {
 
 // networkOf is what a mode gets that nothing else is said of.
 func networkOf(mode string) Network {
-	n := Network{Mode: mode}
-	if mode != NetworkLAN {
-		n.Port = 9484
-	}
+	n := Network{Mode: mode, Port: 9484}
 	if mode == NetworkOverlay {
 		n.Range = netip.MustParsePrefix("100.88.0.0/16")
 	}
@@ -141,7 +134,7 @@ func defaults() *Config {
 		Version:  FormatVersion,
 		Identity: IdentityAuto,
 		Topology: TopologyMesh,
-		Network:  networkOf(NetworkOverlay), // NetworkOverlay, as soon as that works everywhere
+		Network:  networkOf(NetworkOverlay),
 		Consul:   Consul{Encrypt: true},
 		Firewall: Firewall{Enabled: true},
 	}

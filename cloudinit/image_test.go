@@ -33,6 +33,8 @@ func TestImageFiles(t *testing.T) {
 		"/lib/systemd/system/xivo-firstboot.service":        "-rw-r--r--",
 		"/lib/systemd/system/xivo-firstboot-settle.service": "-rw-r--r--",
 		"/lib/systemd/system/xivo-mesh.service":             "-rw-r--r--",
+		"/lib/systemd/system/xivo-overlay-address.service":  "-rw-r--r--",
+		"/lib/systemd/system/xivo-overlay.service":          "-rw-r--r--",
 		"/etc/cloud/cloud.cfg.d/90_xivo-firstboot.cfg":      "-rw-r--r--",
 		"/etc/cloud/clean.d/50-xivo-firstboot":              "-rwxr-xr-x",
 	}

@@ -16,7 +16,7 @@ import (
 // the mode: network checks that.
 func networkFields(r *reader, to *Network) []field {
 	return []field{
-		{key: "mode", value: r.string(&to.Mode, networkMode)},
+		{key: "mode", value: r.choice(&to.Mode, NetworkOverlay, NetworkDirect)},
 		{key: "range", value: r.rangeOf(&to.Range)},
 		{key: "port", value: r.port(&to.Port)},
 		{key: "interface", value: r.string(&to.Interface, networkInterface)},
@@ -30,10 +30,9 @@ func networkFields(r *reader, to *Network) []field {
 }
 
 // belongsTo is the mode in which a key of `network` has a meaning, and why it has
-// none in the others. `port` has one in both.
+// none in the other.
 var belongsTo = []struct{ key, mode, why string }{
 	{"range", NetworkOverlay, "the addresses there are those of the interface"},
-	{"port", "", ""},
 	{"interface", NetworkDirect, "it has an interface of its own"},
 	{"shared", NetworkDirect, "nobody shares it"},
 }
@@ -53,9 +52,7 @@ func (r *reader) network(to *Network) value {
 		for _, b := range belongsTo {
 			at := seen[b.key]
 			switch {
-			case at == nil || full.Mode == b.mode || b.mode == "" && full.Mode != NetworkLAN:
-			case full.Mode == NetworkLAN:
-				r.at(at, path+"."+b.key, "has no meaning without a mode", "write `mode: "+cmp.Or(b.mode, NetworkOverlay)+"`, too, or remove it")
+			case at == nil || full.Mode == b.mode:
 			default:
 				r.at(at, path+"."+b.key, "has no meaning in the mode "+full.Mode+": "+b.why, "write `mode: "+b.mode+"`, or remove it")
 			}
@@ -70,14 +67,6 @@ func (r *reader) network(to *Network) value {
 		full.Interface, full.Shared = given.Interface, given.Shared
 		*to = full
 	}}
-}
-
-// networkMode does not offer NetworkLAN, which goes away.
-func networkMode(s string) (string, *fault) {
-	if s == NetworkLAN {
-		return s, nil
-	}
-	return oneOf([]string{NetworkOverlay, NetworkDirect})(s)
 }
 
 // ownSpace is where nobody's addresses of the Internet lie.

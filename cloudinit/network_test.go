@@ -11,8 +11,8 @@ import (
 func TestANetworkGetsTheDefaultsOfItsMode(t *testing.T) {
 	own := netip.MustParsePrefix("100.88.0.0/16")
 	for lines, want := range map[string]Network{
-		"network: {}":                             {Mode: NetworkLAN},
-		"network: {mode: lan}":                    {Mode: NetworkLAN},
+		"network: {}":                             {Mode: NetworkOverlay, Range: own, Port: 9484},
+		"network: {port: 9999}":                   {Mode: NetworkOverlay, Range: own, Port: 9999},
 		"network: {mode: overlay}":                {Mode: NetworkOverlay, Range: own, Port: 9484},
 		"network: {port: 1024, mode: overlay}":    {Mode: NetworkOverlay, Range: own, Port: 1024},
 		"network: {mode: direct, interface: wg0}": {Mode: NetworkDirect, Port: 9484, Interface: "wg0"},
@@ -54,7 +54,7 @@ func TestNetworkInvalid(t *testing.T) {
 		{"range at the top", with("range: 10.0.0.0/8"), "d:5:3: xivo: unknown key \"range\", it belongs below `network:`"},
 		{"a key twice", overlay("mode: direct"), "d:5:28: xivo.network.mode: the key is there twice, remove one of the two"},
 		{"misspelt mode", with("network: {mode: ovrelay, interface: wg0}"), "d:5:19: xivo.network.mode: \"ovrelay\" is not known, did you mean `overlay`?"},
-		{"unknown mode does not offer lan", with("network: {mode: mesh}"), `d:5:19: xivo.network.mode: "mesh" is not known, write one of overlay, direct`},
+		{"unknown mode", with("network: {mode: lan}"), `d:5:19: xivo.network.mode: "lan" is not known, write one of overlay, direct`},
 		{"nothing for a mode", with("network: {mode: }"), "d:5:13: xivo.network.mode: is empty, write text (in quotes)"},
 
 		{"range, IPv6", overlay(`range: "fd00::/64"`), `d:5:35: xivo.network.range: "fd00::/64" is not an IPv4 network, write a network that is used nowhere else, for example 100.88.0.0/16`},
@@ -87,8 +87,7 @@ func TestNetworkInvalid(t *testing.T) {
 		{"direct with a pattern of iptables", with("network: {mode: direct, interface: wg+}"), "d:5:38: xivo.network.interface: \"wg+\" is not the name of a network interface, take one that `ip link` shows"},
 		{"direct through lo", with("network: {mode: direct, interface: lo}"), `d:5:38: xivo.network.interface: "lo" cannot be reached from another machine, take the interface of the network that the nodes share`},
 		{"direct with text for shared", with("network: {mode: direct, interface: wg0, shared: \"no\"}"), "d:5:51: xivo.network.shared: is text, write true or false"},
-		{"interface without a mode", with("network: {interface: wg0}"), "d:5:24: xivo.network.interface: has no meaning without a mode, write `mode: direct`, too, or remove it"},
-		{"port without a mode", with("network: {port: 9999}"), "d:5:19: xivo.network.port: has no meaning without a mode, write `mode: overlay`, too, or remove it"},
+		{"interface without a mode", with("network: {interface: wg0}"), "d:5:24: xivo.network.interface: has no meaning in the mode overlay: it has an interface of its own, write `mode: direct`, or remove it"},
 
 		{"peer in the range", peers("{mode: overlay}", "[192.168.1.1, 100.88.3.4]"), `d:5:24: xivo.peers[1]: "100.88.3.4" lies in network.range 100.88.0.0/16: ` + lies},
 		{"peer in a range of the document", peers("{mode: overlay, range: 192.168.0.0/16}", "[192.168.1.1]"), `d:5:11: xivo.peers[0]: "192.168.1.1" lies in network.range 192.168.0.0/16: ` + lies},
@@ -112,21 +111,7 @@ func TestNetworkInvalid(t *testing.T) {
 }
 
 func TestPeersMayLieInTheRangeWhereThereIsNoOverlay(t *testing.T) {
-	for _, network := range []string{"{}", "{mode: direct, interface: wg0}"} {
-		if _, err := Parse([]byte("xivo: {version: 1, peers: [100.88.0.1], network: "+network+", secret: \""+word+"\"}"), "d"); err != nil {
-			t.Error(err)
-		}
-	}
-}
-
-func TestADocumentThatWasKeptBeforeThereWasANetworkIsRead(t *testing.T) {
-	const kept = "#cloud-config\nxivo:\n    version: 1\n    peers:\n        - 100.88.0.1\n    secret: " + word + "\n    advertise: auto\n    identity: auto\n    topology: mesh\n" +
-		"    directory:\n        contexts: auto\n        verify_certificate: false\n        ca_file: \"\"\n    consul:\n        encrypt: true\n    firewall:\n        enabled: true\n        strict: false\n        allow: []\n"
-	got, err := ParseKept([]byte(kept), "document.yml")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(Network{Mode: NetworkLAN}, got.Network, prefixes); diff != "" {
-		t.Error(diff)
+	if _, err := Parse([]byte("xivo: {version: 1, peers: [100.88.0.1], network: {mode: direct, interface: wg0}, secret: \""+word+"\"}"), "d"); err != nil {
+		t.Error(err)
 	}
 }

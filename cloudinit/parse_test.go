@@ -41,7 +41,7 @@ xivo:
   hub: 192.168.1.124
   directory: {contexts: [default, sales], verify_certificate: true, ca_file: /etc/ssl/mesh.pem}
   consul: {encrypt: false}
-  firewall: {enabled: false, strict: true, allow: [10.0.0.0/8, 192.168.1.7], metadata: open}
+  firewall: {enabled: false, allow: [10.0.0.0/8, 192.168.1.7], metadata: open}
 runcmd: [ls]
 `
 	got, err := Parse([]byte(doc), "user-data")
@@ -58,7 +58,7 @@ runcmd: [ls]
 		Topology:  TopologyHub,
 		Hub:       "192.168.1.124",
 		Directory: Directory{Contexts: []string{"default", "sales"}, VerifyCertificate: true, CAFile: "/etc/ssl/mesh.pem"},
-		Firewall:  Firewall{Strict: true, Allow: []string{"10.0.0.0/8", "192.168.1.7"}, Metadata: MetadataOpen},
+		Firewall:  Firewall{Allow: []string{"10.0.0.0/8", "192.168.1.7"}, Metadata: MetadataOpen},
 	}
 	if diff := cmp.Diff(want, got, prefixes); diff != "" {
 		t.Error(diff)
@@ -75,7 +75,7 @@ func TestDefaults(t *testing.T) {
 		Secret:   word,
 		Identity: IdentityAuto,
 		Topology: TopologyMesh,
-		Network:  Network{Mode: NetworkLAN},
+		Network:  networkOf(NetworkOverlay),
 		Consul:   Consul{Encrypt: true},
 		Firewall: Firewall{Enabled: true},
 	}

@@ -45,7 +45,6 @@ func configs(t *rapid.T) *Config {
 		Consul: Consul{Encrypt: rapid.Bool().Draw(t, "encrypt")},
 		Firewall: Firewall{
 			Enabled: rapid.Bool().Draw(t, "enabled"),
-			Strict:  rapid.Bool().Draw(t, "strict"),
 			Allow:   distinct(rapid.SampledFrom([]string{"10.0.0.0/8", "192.168.1.7", "0.0.0.0/0"}), "allow"),
 		},
 	}
@@ -54,10 +53,8 @@ func configs(t *rapid.T) *Config {
 	} else {
 		c.Secret = secrets.Draw(t, "secret")
 	}
-	c.Network.Mode = rapid.SampledFrom([]string{NetworkOverlay, NetworkDirect, NetworkLAN}).Draw(t, "network")
-	if c.Network.Mode != NetworkLAN {
-		c.Network.Port = rapid.SampledFrom([]int{1, 9484, 65535}).Draw(t, "port")
-	}
+	c.Network.Mode = rapid.SampledFrom([]string{NetworkOverlay, NetworkDirect}).Draw(t, "network")
+	c.Network.Port = rapid.SampledFrom([]int{1, 9484, 65535}).Draw(t, "port")
 	switch c.Network.Mode {
 	case NetworkOverlay:
 		c.Network.Range = netip.MustParsePrefix(rapid.SampledFrom([]string{"100.88.0.0/16", "172.16.0.0/12", "192.168.7.252/30"}).Draw(t, "range"))

@@ -2,6 +2,7 @@ package firstboot_test
 
 import (
 	"context"
+	"net/netip"
 	"os"
 	"strings"
 	"testing"
@@ -22,40 +23,53 @@ import (
 	"github.com/xivo-mesh/packer-plugin-xivo/test/lab/server"
 )
 
+// ownNetwork is one that this machine is in.
+func ownNetwork(t *testing.T) netip.Prefix {
+	t.Helper()
+	local, err := node.LocalAddresses()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for a := range local {
+		if a.IsGlobalUnicast() {
+			return netip.PrefixFrom(a, 24).Masked()
+		}
+	}
+	t.Skip("this machine has no address")
+	return netip.Prefix{}
+}
+
 // A first boot that cannot begin well does not begin.
 func TestNothingIsHalfDone(t *testing.T) {
 	dsn := server.Postgres(t, schema.SQL("16.03"))
-	reachable := cloudinit.Advertise{}
+	free := netip.MustParsePrefix("10.0.0.0/29")
 	for _, c := range []struct {
 		name, identity, infos string
-		advertise             cloudinit.Advertise
+		network               netip.Prefix
 		says                  string
 	}{
-		{"an own address on no interface", cloudinit.IdentityRegenerate, "", cloudinit.Advertise{Address: "203.0.113.9"}, "203.0.113.9 is not an address of this machine"},
-		{"an interface that is not there", cloudinit.IdentityRegenerate, "", cloudinit.Advertise{Interface: "nosuch0"}, "interface nosuch0 has no IPv4 address"},
-		{"no UUID to keep", cloudinit.IdentityKeep, "DELETE FROM infos", reachable, "table infos has 0 rows"},
-		{"two UUIDs to keep", cloudinit.IdentityKeep, "INSERT INTO infos VALUES ('" + nodetest.OldUUID + "'), ('" + nodetest.PeerUUID + "')", reachable, "table infos has 2 rows"},
-		{"two UUIDs to replace", cloudinit.IdentityRegenerate, "DELETE FROM infos; INSERT INTO infos VALUES ('" + nodetest.OldUUID + "'), ('" + nodetest.PeerUUID + "')", reachable, "table infos has 2 rows"},
-		{"a UUID that is none", cloudinit.IdentityKeep, "DELETE FROM infos; INSERT INTO infos VALUES ('xivo')", reachable, "infos.uuid is no UUID"},
+		{"a range that this machine uses", cloudinit.IdentityRegenerate, "", ownNetwork(t), "is in use here"},
+		{"no UUID to keep", cloudinit.IdentityKeep, "DELETE FROM infos", free, "table infos has 0 rows"},
+		{"two UUIDs to keep", cloudinit.IdentityKeep, "INSERT INTO infos VALUES ('" + nodetest.OldUUID + "'), ('" + nodetest.PeerUUID + "')", free, "table infos has 2 rows"},
+		{"two UUIDs to replace", cloudinit.IdentityRegenerate, "DELETE FROM infos; INSERT INTO infos VALUES ('" + nodetest.OldUUID + "'), ('" + nodetest.PeerUUID + "')", free, "table infos has 2 rows"},
+		{"a UUID that is none", cloudinit.IdentityKeep, "DELETE FROM infos; INSERT INTO infos VALUES ('xivo')", free, "infos.uuid is no UUID"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			db := nodetest.Connect(t, dsn)
 			n := nodetest.Server(t, "16.03", db)
-			n.Journal, n.Config().Identity, n.Config().Advertise = nil, c.identity, c.advertise
+			n.Journal, n.Config().Identity, n.Config().Network.Range = nil, c.identity, c.network
 			for sql := range strings.SplitSeq(c.infos, ";") {
 				if _, err := db.Exec(t.Context(), sql); err != nil {
 					t.Fatal(err)
 				}
 			}
+			before := nodetest.Files(t, n.Platform.Root)
 			_, _, err := firstboot.Begin(t.Context(), n, false)
 			if err == nil || !strings.Contains(err.Error(), c.says) {
 				t.Fatalf("error %v, want %q", err, c.says)
 			}
-			if left, err := os.ReadDir(n.Platform.Path(platform.StateDir)); err != nil || len(left) > 0 {
-				t.Errorf("left %v, %v", left, err)
-			}
-			if got := nodetest.Read(t, n, nodetest.ProfileFile); !strings.Contains(got, nodetest.OldUUID) {
-				t.Errorf("the UUID of the daemons is %s", got)
+			if diff := cmp.Diff(before, nodetest.Files(t, n.Platform.Root)); diff != "" {
+				t.Errorf("written:\n%s", diff)
 			}
 		})
 	}

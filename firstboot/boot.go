@@ -101,9 +101,6 @@ func bootBecome(ctx context.Context, n *node.Node, claim Claim) Outcome {
 		// Nothing is asked of the document, the lock or the servers: a node that
 		// once worked is not held back by any of them.
 		n.Log.Info("become: "+string(action), "why", why)
-		if action == node.Unchanged {
-			converge.Guard(ctx, n)
-		}
 		return goOn()
 	case node.InDoubt:
 		return inDoubt(ctx, n, claim, why)
@@ -142,7 +139,6 @@ func takeOn(ctx context.Context, n *node.Node, claim Claim) Outcome {
 		return holds(err)
 	}
 	_, err = n.Runner().Run(ctx, become.Phase)
-	converge.Guard(ctx, n)
 	return orGoOn(err)
 }
 
@@ -182,9 +178,6 @@ func settle(ctx context.Context, n *node.Node) Outcome {
 		return o
 	}
 	_, err := n.Runner().Run(ctx, become.SettlePhase)
-	if err == nil {
-		converge.GuardNewcomer(ctx, n)
-	}
 	return orGoOn(err)
 }
 

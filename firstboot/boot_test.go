@@ -313,7 +313,7 @@ func sealedImage(n *node.Node) {
 // hasBegun gives it the journal of a become in which these are done.
 func hasBegun(t *testing.T, n *node.Node, id node.Identity, done ...string) {
 	t.Helper()
-	id.UUID, id.Hostname, id.Name, id.Advertise = uuid.MustParse(wizardUUID), "xivo", "xivo-5b4f0f1a", "10.0.0.1"
+	id.UUID, id.Hostname, id.Name = uuid.MustParse(wizardUUID), "xivo", "xivo-5b4f0f1a"
 	n.Journal = n.NewJournal(id)
 	nodetest.Done(t, n, done...)
 }
@@ -448,8 +448,8 @@ func TestWhoIsHeldBackWhereAStepFails(t *testing.T) {
 	})
 	t.Run("the firewall cannot be set", func(t *testing.T) {
 		programs(t, nil)
-		n := booting(t, nil)
-		hasBegun(t, n, node.Identity{}, node.Become, node.Settle)
+		n := booting(t, nodetest.Connect(t, server.Database(t, dsn, schema.SQL("16.03"))))
+		sealedImage(n)
 		n.Config().Firewall.Enabled = true
 		judge(t, firstboot.BootBecome(t.Context(), n, firstboot.NoClaim), firstboot.GoOn, "", nil)
 	})

@@ -62,10 +62,8 @@ func startWatch(ctx context.Context, n *node.Node) error {
 		n.Log.Warn("no systemd here: run `xivo-firstboot converge --watch` from your init system")
 		return nil
 	}
-	if n.HasOverlay() {
-		if err := n.Platform.Init.Start(ctx, converge.OverlayUnit); err != nil {
-			return err
-		}
+	if err := n.Platform.Init.Start(ctx, converge.OverlayUnit); err != nil {
+		return err
 	}
 	return n.Platform.Init.Start(ctx, "xivo-mesh")
 }
@@ -106,7 +104,6 @@ func interrupt(ctx context.Context, n *node.Node) (down time.Duration, err error
 	if _, err := n.Runner().Run(ctx, become.SettlePhase); err != nil {
 		return 0, err
 	}
-	converge.GuardNewcomer(ctx, n)
 	return 0, nil
 }
 

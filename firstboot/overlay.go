@@ -1,6 +1,7 @@
 package firstboot
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -15,8 +16,9 @@ import (
 )
 
 // OverlayAddress is the unit that Consul and RabbitMQ start after: the node's address in
-// the overlay, from files of ours only. Who keeps no address has nothing to do. That the
-// rest of the machine cannot be read, or the firewall not be set, takes nobody's address.
+// the mesh's own network, from files of ours only, and the firewall. Who keeps no address
+// has nothing to do. That the rest of the machine cannot be read, or the firewall not be
+// set, takes nobody's address; in a network that an operator brought, that is his to give.
 func (m Machine) OverlayAddress(ctx context.Context) error {
 	a, err := overlay.ReadAddress((&platform.Platform{Root: m.Root}).Path(node.MeshDir))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -26,28 +28,29 @@ func (m Machine) OverlayAddress(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := engine.Ensure(ctx, overlay.Addressed(a)); err != nil {
-		return err
+	if a.Range.IsValid() {
+		if err := engine.Ensure(ctx, overlay.Addressed(a)); err != nil {
+			return err
+		}
 	}
 	n, err := m.Open()
 	if err != nil {
 		return fmt.Errorf("the address is set, and the firewall is not: %w", err)
 	}
 	defer n.Close()
-	if !n.HasOverlay() {
+	if n.Config() == nil {
+		return fmt.Errorf("the address is set, and the firewall is not: there is no document: %w", cmp.Or(n.Document.Err, n.Document.Missing))
+	}
+	if node.WantsFirewall(n) != "" {
 		return nil
 	}
-	ground, err := n.OverlayGround()
-	if err != nil {
-		return err
-	}
-	return engine.Ensure(ctx, ground)
+	return engine.Ensure(ctx, n.Firewall())
 }
 
-// ErrNoOverlay is that this machine has no part in an overlay, and why.
+// ErrNoOverlay is that this machine has no part in a mesh's network, and why.
 var ErrNoOverlay = errors.New("overlay: nothing to run")
 
-// Overlay runs the service of the overlay until ctx ends. A machine that may be a copy
+// Overlay runs the service of the mesh's network until ctx ends. A machine that may be a copy
 // has its original's key, and stays out.
 func (m Machine) Overlay(ctx context.Context) error {
 	n, err := m.Open()
@@ -60,8 +63,8 @@ func (m Machine) Overlay(ctx context.Context) error {
 		return fmt.Errorf("%w: this machine has not become a node", ErrNoOverlay)
 	case action == node.InDoubt:
 		return fmt.Errorf("%w: %s", ErrNoOverlay, why)
-	case !n.HasOverlay():
-		return fmt.Errorf("%w: the document asks for none", ErrNoOverlay)
+	case n.Config() == nil:
+		return fmt.Errorf("overlay: there is no document: %w", cmp.Or(n.Document.Err, n.Document.Missing))
 	}
 	config, err := n.OverlayService()
 	if err != nil {

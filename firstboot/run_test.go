@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -284,7 +285,7 @@ func TestConsulKeepsItsStateWhereItsConfigurationIsRefused(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			n := cutOff(t)
-			n.Journal.Identity.Name, n.Journal.Identity.Advertise = "xivo-b-99999999", "10.0.0.2"
+			n.Journal.Identity.Name = "xivo-b-99999999"
 			n.Config().Secret = "four tired bakers sang before dawn"
 			nodetest.Put(t, n, raftFile, "the KV")
 			nodetest.Put(t, n, platform.ConsulConfigDir+"/config.json", `{"acl_master_token": "`+token+`"}`)
@@ -314,12 +315,29 @@ func TestConsulKeepsItsStateWhereItsConfigurationIsRefused(t *testing.T) {
 	}
 }
 
+// theirIP has one address and one route, where they are given. This machine's own stay as
+// they are, and so does its firewall.
+const theirIP = `#!/bin/sh
+told() { [ ! -e "$0.$1" ] || while read -r line; do echo "$line"; done <"$0.$1"; }
+case "$*" in
+"addr show dev lo") echo "1: lo:"; told addr ;;
+"addr add "*) echo "inet $3 scope global lo" >"$0.addr" ;;
+"-4 route show table main") told route ;;
+"route replace unreachable "*) echo "unreachable $4 metric $6 " >"$0.route" ;;
+esac
+`
+
 // programs are the only ones that the test finds by name: nothing of this machine
 // is started, nor its firewall changed.
 func programs(t *testing.T, scripts map[string]string) {
 	t.Helper()
 	bin := t.TempDir()
-	for name, script := range scripts {
+	own := map[string]string{"ip": theirIP}
+	for _, name := range []string{"iptables", "iptables-restore", "ip6tables", "ip6tables-restore"} {
+		own[name] = "#!/bin/sh\nexit 1\n"
+	}
+	maps.Copy(own, scripts)
+	for name, script := range own {
 		if err := os.WriteFile(filepath.Join(bin, name), []byte(script), 0o755); err != nil {
 			t.Fatal(err)
 		}

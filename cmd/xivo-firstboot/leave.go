@@ -20,10 +20,11 @@ func (c *cli) leaveCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "leave",
 		Short: "Take this node out of its mesh, or (--undo) back into it",
-		Long: "The other nodes drop this one: its people from their searches, its statuses, its address from their firewalls.\n" +
+		Long: "The other nodes drop this one: its people from their searches, its statuses, the way to it.\n" +
 			"Those that live do so within seconds; those that are away when they come back, as they hear of it from the others.\n" +
 			"This node drops them too and goes on alone; its own contacts, calls and identity stay as they are. Consul is\n" +
 			"restarted, telephony is not interrupted. It stays out, whatever its document says, until `leave --undo`.\n" +
+			"The others are told by the service xivo-overlay, which is started where it does not run.\n" +
 			"For a node that died and cannot leave, use `xivo-firstboot forget` on any other.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -46,10 +47,11 @@ func (c *cli) forgetCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "forget UUID|HOST",
 		Short: "Take a node out of the mesh that died",
-		Long: "Run it on any one node. All nodes drop the dead one: its people from their searches, its links, its address from\n" +
-			"their firewalls; those that are away do when they come back. The node is named by its UUID, or by its host name\n" +
-			"where that is one node's only: `xivo-firstboot status` tells both. A node that lives is refused: run\n" +
-			"`xivo-firstboot leave` there. Should a forgotten node come back, it stays out until `leave --undo` on it.",
+		Long: "Run it on any one node. All nodes drop the dead one: its people from their searches, its links, the way to it;\n" +
+			"those that are away do when they come back. The node is named by its UUID, or by its host name where that is one\n" +
+			"node's only: `xivo-firstboot status` tells both. A node that lives is refused: run `xivo-firstboot leave` there.\n" +
+			"Should a forgotten node come back, it stays out until `leave --undo` on it. It can do that, since it keeps the\n" +
+			"mesh's secret: to shut out a node that was stolen, forget it, and change the secret.",
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return c.asMember(cmd.Context(), func(ctx context.Context, n *node.Node) error {
@@ -61,6 +63,7 @@ func (c *cli) forgetCommand() *cobra.Command {
 					return err
 				}
 				fmt.Fprintln(c.out, "forgotten:", m)
+				fmt.Fprintln(c.out, "Whoever keeps the mesh's secret can come back: to shut out a node that was stolen, change the secret, too.")
 				c.report(result)
 				return passError(result.Status, err)
 			})

@@ -80,14 +80,11 @@ func (c *cli) printStatus(s converge.Status, asJSON bool) error {
 		}
 		fmt.Fprintf(w, "peer\t%s\t%s\t%s\tXiVO %s\t%s\n", p.Host, p.UUID, p.Address, p.Version, answer)
 	}
-	for _, r := range s.Refused {
-		fmt.Fprintf(w, "refused\t%s\t%s\t%s\t\t%s\n", r.Member.Host, r.Member.UUID, r.Member.Address, r.Reason)
-	}
 	if err := w.Flush(); err != nil {
 		return err
 	}
 	for _, name := range s.NotManaged {
-		fmt.Fprintf(c.out, "not managed: %s is in Consul's WAN, but does not say who it is\n", name)
+		fmt.Fprintf(c.out, "not managed: %s is in Consul's WAN, and no member of the mesh\n", name)
 	}
 	for _, notice := range s.Notices {
 		fmt.Fprintln(c.out, "notice:", notice)

@@ -91,14 +91,14 @@ func consulOf(t *testing.T, n *node.Node) (start func() (kv *api.KV, stop func()
 // The KV goes through become and settle: exported, whether Consul runs or not, out
 // of Consul, and back, but for what only the original may have.
 func TestTheKVOfACopyAndOfAnAdoptedServer(t *testing.T) {
-	const contact, live, note = "xivo/private/contacts/1", "xivo/xivo-auth/tokens/1", node.NotesPrefix + "wan"
+	const contact, live, other = "xivo/private/contacts/1", "xivo/xivo-auth/tokens/1", "site/setting"
 	for name, c := range map[string]struct {
 		adopted bool
 		running bool // exported while Consul runs, as `run` does
 		want    map[string]string
 	}{
-		"a copy, at boot":             {false, false, map[string]string{contact: "Zoé"}},
-		"an adopted server, in a run": {true, true, map[string]string{contact: "Zoé", live: "a token", note: "a note"}},
+		"a copy, at boot":             {false, false, map[string]string{contact: "Zoé", other: "a setting"}},
+		"an adopted server, in a run": {true, true, map[string]string{contact: "Zoé", live: "a token", other: "a setting"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			n := nodetest.Server(t, "16.03", nil)
@@ -108,7 +108,7 @@ func TestTheKVOfACopyAndOfAnAdoptedServer(t *testing.T) {
 			n.Platform.Init = services
 			start := consulOf(t, n)
 			kv, stop := start()
-			for key, value := range map[string]string{contact: "Zoé", live: "a token", note: "a note"} {
+			for key, value := range map[string]string{contact: "Zoé", live: "a token", other: "a setting"} {
 				if _, err := kv.Put(&api.KVPair{Key: key, Value: []byte(value)}, nil); err != nil {
 					t.Fatal(err)
 				}

@@ -2,51 +2,26 @@ package become
 
 import (
 	"context"
-	"net/netip"
 	"os"
 
 	"github.com/google/uuid"
 
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/identity"
-	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/localnet"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/node"
-	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/overlay"
 )
 
-// rangeFree refuses a range for the mesh's network that this machine uses for something
-// else: what is there would be reached no more.
-func rangeFree(ctx context.Context, n *node.Node) error {
-	var outside []localnet.Outside
-	peers, err := node.OtherAddresses(ctx, n.Config().Peers)
-	if err != nil {
-		n.Log.Debug("peers that cannot be resolved yet", "error", err)
-	}
-	for _, p := range peers {
-		if a, err := netip.ParseAddr(p); err == nil {
-			outside = append(outside, localnet.Outside{Address: a, What: "a peer of the document"})
-		}
-	}
-	return localnet.RangeFree(n.Config().Network.Range, overlay.Interface, outside...)
-}
-
 // Identity decides who this node will be, all of it at once: a new XiVO UUID, or
-// for a server that is adopted the one that its daemons have, the host's name, and
-// the address at which the others reach it. Nothing is written.
+// for a server that is adopted the one that its daemons have, and the host's name. It is
+// an error where the mesh's network does not fit this machine. Nothing is written.
 func Identity(ctx context.Context, n *node.Node, adopt bool) (node.Identity, error) {
 	host, err := os.Hostname()
 	if err != nil {
 		return node.Identity{}, err
 	}
-	address := "" // drawn by a step, where the mesh has a network of its own
-	if n.HasOverlay() {
-		err = rangeFree(ctx, n)
-	} else {
-		address, err = node.Advertise(ctx, n.Config())
-	}
-	if err != nil {
+	if err := n.CheckNetwork(ctx); err != nil {
 		return node.Identity{}, err
 	}
-	id := node.Identity{Hostname: host, Advertise: address, UUID: uuid.New(), Adopted: adopt}
+	id := node.Identity{Hostname: host, UUID: uuid.New(), Adopted: adopt}
 	if adopt {
 		db, err := n.Servers.DB(ctx)
 		if err != nil {

@@ -27,9 +27,9 @@ var Phase = phase{
 		{Name: "uuid-database", Text: "the XiVO UUID in the database", KeptForLife: true, Open: node.WithDB(uuidInDatabase)},
 		{Name: "uuid-files", Text: "the XiVO UUID in the files that daemons start from", KeptForLife: true, When: node.UUIDInEnvironment, Open: node.Plain(uuidInFiles)},
 		{Name: "uuid-manager", Text: "the XiVO UUID in the service manager", KeptForLife: true, When: node.UUIDInEnvironment, Open: node.Plain(uuidInManager)},
-		{Name: "overlay-key", Text: "a key pair of this node's own for the mesh's network", When: node.OnOverlay, Open: node.Plain((*node.Node).OverlayKey)},
-		{Name: "overlay-address", Text: "an address in the mesh's network, which no other member has", When: node.OnOverlay, After: "overlay-key", Open: node.Plain(overlayAddress)},
-		{Name: "overlay-network", Text: "the address is on this machine, and no other way leads to the others", When: node.OnOverlay, After: "overlay-address", Open: overlayGround},
+		{Name: "overlay-key", Text: "a key pair of this node's own for the mesh's network", Open: node.Plain((*node.Node).OverlayKey)},
+		{Name: "overlay-address", Text: "an address in the mesh's network, which no other member has", After: "overlay-key", Open: node.Plain(overlayAddress)},
+		{Name: "overlay-network", Text: "the address is on this machine, and no other way leads to the others", When: node.InOwnNetwork, After: "overlay-address", Open: addressed},
 		{Name: "old-keys", Text: "service keys, TLS key and Erlang cookie of the original are gone", When: notAdopted, Open: node.WithDB(oldKeysRemoved)},
 		{Name: "service-keys", Text: "the keys of XiVO's own service accounts are new", When: notAdopted, After: "old-keys", Open: node.WithDB(serviceKeys)},
 		{Name: "certificate", Text: "a TLS key and certificate that are this node's own", After: "old-keys", Open: node.Plain(certificate)},
@@ -39,7 +39,7 @@ var Phase = phase{
 		{Name: kvexport.EmptyStep, Text: "Consul's old state is gone, but not its tokens", Open: node.Plain(consulEmptied)},
 		// Not before that: an older Consul finds no leader with the state of
 		// another address. What is wrong with its folder is found by the plan.
-		{Name: "consul-config", Text: "Consul has this node's name and address", Open: consulConfig},
+		{Name: "consul-config", Text: "Consul has this node's name and address", Open: node.Plain((*node.Node).ConsulConfig)},
 		{Name: "consul-token", Text: "Consul's master token is the mesh's, in every file that holds it", KeptForLife: true, Open: node.Plain(consulTokens)},
 	},
 }

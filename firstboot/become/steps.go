@@ -63,18 +63,16 @@ func uuidInManager(n *node.Node) engine.Resource {
 // overlayAddress is that the node keeps an address of its own in the mesh's network.
 func overlayAddress(n *node.Node) engine.Resource {
 	return engine.New(func(context.Context) ([]string, error) {
-		switch _, err := n.KeptOverlayAddress(); {
+		switch _, err := n.KeptAddress(); {
 		case errors.Is(err, fs.ErrNotExist):
 			return []string{"this node has no address in the mesh's network"}, nil
 		default:
 			return nil, err
 		}
-	}, n.TakeOverlayAddress)
+	}, n.TakeAddress)
 }
 
-func overlayGround(_ context.Context, n *node.Node) (engine.Resource, error) {
-	return n.OverlayGround()
-}
+func addressed(_ context.Context, n *node.Node) (engine.Resource, error) { return n.Addressed() }
 
 // oldKeysRemoved finds nothing on a sealed image; on a copy that was not sealed,
 // the keys are the original's.
@@ -90,10 +88,7 @@ func serviceKeys(n *node.Node, db *pgx.Conn) engine.Resource {
 }
 
 func certificate(n *node.Node) engine.Resource {
-	if n.HasOverlay() {
-		return identity.Certificate(n.Platform, n.Address())
-	}
-	return identity.Certificate(n.Platform)
+	return identity.Certificate(n.Platform, n.Address())
 }
 
 // brokerPlugins is the plugins that the broker starts with. That of a copy would
@@ -110,14 +105,6 @@ func brokerManagement(n *node.Node) engine.Resource {
 }
 
 func consulEmptied(n *node.Node) engine.Resource { return n.KV.NoConsulState() }
-
-func consulConfig(ctx context.Context, n *node.Node) (engine.Resource, error) {
-	peers, err := node.OtherAddresses(ctx, n.Config().Peers)
-	if err != nil {
-		n.Log.Warn("some peers cannot be resolved yet; they will be joined when they can", "error", err)
-	}
-	return n.ConsulConfig(peers), nil
-}
 
 func consulTokens(n *node.Node) engine.Resource {
 	token, err := n.ConsulToken()
@@ -139,7 +126,7 @@ func kvImported(ctx context.Context, n *node.Node) (engine.Resource, error) {
 	if n.Identity().Adopted {
 		return n.KV.Restore(c), nil
 	}
-	return n.KV.Restore(c, liveTokens, node.NotesPrefix), nil
+	return n.KV.Restore(c, liveTokens), nil
 }
 
 func exportRetired(n *node.Node) engine.Resource { return n.KV.NoExport() }

@@ -43,10 +43,7 @@ type Settings struct {
 	Advertise string
 	// Bind: Consul listens there only, which the machine must have whenever it starts.
 	Bind bool
-	// JoinWAN are the peers to join at each start; this node itself is left out
-	// of the file, since Consul stops trying as soon as one of them answers.
-	JoinWAN []string
-	// MasterToken is the ACL master token of the mesh.
+	// MasterToken is the ACL master token.
 	MasterToken secret.Secret
 	// GossipKey encrypts the gossip: 16 bytes in base64, or "" for plain gossip.
 	GossipKey secret.Secret
@@ -83,7 +80,6 @@ type document struct {
 	ACLMasterToken       string       `json:"acl_master_token"`
 	Encrypt              string       `json:"encrypt,omitempty"`
 	SkipLeaveOnInterrupt bool         `json:"skip_leave_on_interrupt"`
-	RetryJoinWAN         []string     `json:"retry_join_wan,omitempty"`
 	Performance          *performance `json:"performance,omitempty"`
 }
 
@@ -200,9 +196,6 @@ func (c configFile) render() ([]byte, error) {
 		Encrypt:        c.s.GossipKey.Reveal(),
 		// Consul up to 0.6.4 leaves the mesh at each stop otherwise.
 		SkipLeaveOnInterrupt: true,
-		RetryJoinWAN: slices.DeleteFunc(slices.Clone(c.s.JoinWAN), func(a string) bool {
-			return a == c.s.Advertise
-		}),
 	}
 	if c.p.Traits.ConsulPerformance {
 		doc.Performance = &performance{RaftMultiplier: 1}

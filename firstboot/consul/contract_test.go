@@ -240,15 +240,23 @@ func raw(t *testing.T, n ports) *api.Client {
 	return c
 }
 
+// register registers a service as a daemon does.
+func register(t *testing.T, n ports, token, name string) {
+	t.Helper()
+	c, err := api.NewClient(&api.Config{Address: fmt.Sprintf("127.0.0.1:%d", n.http), Token: token})
+	check(t, err)
+	check(t, c.Agent().ServiceRegister(&api.AgentServiceRegistration{ID: name, Name: name, Address: "10.0.0.1"}))
+}
+
 func settings() consul.Settings {
-	return consul.Settings{Name: "xivo-0123abcd", Advertise: "192.168.1.124", JoinWAN: []string{"192.168.1.125"}, MasterToken: meshToken, GossipKey: gossipKey}
+	return consul.Settings{Name: "xivo-0123abcd", Advertise: "192.168.1.124", MasterToken: meshToken, GossipKey: gossipKey}
 }
 
 func TestConfigFileHasTheKeysThatTheVersionKnows(t *testing.T) {
 	full := map[string]any{
 		"datacenter": "xivo-0123abcd", "acl_datacenter": "xivo-0123abcd", "node_name": "xivo-0123abcd",
 		"bind_addr": "0.0.0.0", "advertise_addr": "192.168.1.124", "client_addr": "127.0.0.1",
-		"skip_leave_on_interrupt": true, "retry_join_wan": []any{"192.168.1.125"}, "encrypt": gossipKey, "acl_master_token": meshToken,
+		"skip_leave_on_interrupt": true, "encrypt": gossipKey, "acl_master_token": meshToken,
 	}
 	withPerformance := map[string]any{"performance": map[string]any{"raft_multiplier": 1.0}}
 	for k, v := range full {
@@ -599,9 +607,6 @@ func wrongTokenDoesNothing(t *testing.T, start starter) *consul.Client {
 	if _, err := os.Stat(file); !errors.Is(err, fs.ErrNotExist) {
 		t.Error("written all the same")
 	}
-	if got, err := wrong.Services(t.Context(), "", "xivo-mesh"); err == nil {
-		t.Errorf("catalog: %v", got)
-	}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 	defer cancel()
 	if err := wrong.WaitLeader(ctx); err == nil || strings.Contains(err.Error(), "11111111") {
@@ -692,9 +697,8 @@ func TestAnAnswerWithoutAnEndIsAnError(t *testing.T) {
 			c, err := consul.Dial(p)
 			check(t, err)
 			for name, ask := range map[string]func() error{
-				"WANMembers": func() error { _, err := c.WANMembers(t.Context()); return err },
-				"Services":   func() error { _, err := c.Services(t.Context(), "far", "xivo-mesh"); return err },
-				"Notes":      func() error { _, err := c.Notes(t.Context(), "far", "xivo-mesh/"); return err },
+				"WANMembers":     func() error { _, err := c.WANMembers(t.Context()); return err },
+				"OthersServices": func() error { _, err := c.OthersServices(t.Context(), "far", "xivo-ctid"); return err },
 			} {
 				if err := ask(); !errors.Is(err, limit.ErrTooLong) {
 					t.Errorf("%s: %v", name, err)
@@ -706,7 +710,7 @@ func TestAnAnswerWithoutAnEndIsAnError(t *testing.T) {
 
 // Two nodes: each a datacenter of its own, one token, encrypted gossip. In the end
 // one leaves.
-func TestTwoNodesSeeEachOthersServices(t *testing.T) {
+func TestTwoNodesAreInOneWAN(t *testing.T) {
 	everyAge(t, func(t *testing.T, start starter) {
 		ctx := t.Context()
 		n := free(t) // the same ports on two addresses, as on two machines
@@ -721,16 +725,11 @@ func TestTwoNodesSeeEachOthersServices(t *testing.T) {
 			c, _ := start(t, p, "-bind", address)
 			return c, m
 		}
-		a, _ := node("xivo-a", "127.0.0.2")
+		a, portsOfA := node("xivo-a", "127.0.0.2")
 		b, portsOfB := node("xivo-b", "127.0.0.3")
 
-		service := consul.Registration{ID: "xivo-mesh", Name: "xivo-mesh", Address: "10.0.0.1", Tags: []string{"x=1", "y=2"}}
-		becomes(t, a.Registered(service))
-		slices.Reverse(service.Tags)
-		same(t, a.Registered(service))
-		service.Tags = append(service.Tags, "z=3")
-		becomes(t, a.Registered(service))
-		check(t, a.WaitService(ctx, "xivo-mesh", "10.0.0.1"))
+		register(t, portsOfA, meshToken, "xivo-ctid")
+		check(t, a.WaitService(ctx, "xivo-ctid", "10.0.0.1"))
 
 		if members, err := b.WANMembers(ctx); err != nil || cmp.Diff(members, []consul.Member{{Name: "xivo-b.xivo-b", Datacenter: "xivo-b", Address: "127.0.0.3", Alive: true}}) != "" {
 			t.Errorf("before the join: %+v, %v", members, err)
@@ -738,36 +737,21 @@ func TestTwoNodesSeeEachOthersServices(t *testing.T) {
 		if err := b.JoinedWAN([]string{"127.0.0.9"}).Apply(ctx); err == nil || !strings.Contains(err.Error(), "127.0.0.9") || strings.Contains(err.Error(), meshToken) {
 			t.Errorf("nobody is there: %v", err)
 		}
-		becomes(t, b.JoinedWAN([]string{"127.0.0.9", "127.0.0.2"}))
-
+		// Who is there is joined, whoever is not.
+		both := b.JoinedWAN([]string{"127.0.0.9", "127.0.0.2"})
+		if err := both.Apply(ctx); err == nil || strings.Contains(err.Error(), "127.0.0.2") {
+			t.Errorf("one of two is there: %v", err)
+		}
 		for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(200 * time.Millisecond) {
-			found, err := b.Services(ctx, "xivo-a", "xivo-mesh")
-			if err == nil && len(found) == 1 && found[0].Address == "10.0.0.1" && len(found[0].Tags) == 3 {
+			diff, err := both.Diff(ctx)
+			if err == nil && slices.Equal(diff, []string{"127.0.0.9: not in Consul's WAN"}) {
 				break
 			}
 			if time.Now().After(deadline) {
-				t.Fatalf("B does not see A's service: %+v, %v", found, err)
+				t.Fatalf("joined, B lacks %q, %v", diff, err)
 			}
 		}
-		if found, err := b.Services(ctx, "xivo-a", "xivo-ctid"); err != nil || len(found) != 0 {
-			t.Errorf("a service that is not there: %+v, %v", found, err)
-		}
-		if _, err := b.Services(ctx, "nowhere", "xivo-mesh"); err == nil {
-			t.Error("a datacenter that is not there answers")
-		}
-
-		const prefix = "xivo-mesh/note/"
-		if notes, err := b.Notes(ctx, "xivo-a", prefix); err != nil || len(notes) != 0 {
-			t.Errorf("before anybody wrote: %v, %v", notes, err)
-		}
-		check(t, b.SetNote(ctx, "xivo-a", prefix+"of b", "hello"))
-		if notes, err := a.Notes(ctx, "", prefix); err != nil || notes["of b"] != "hello" {
-			t.Errorf("B's note does not reach A: %v, %v", notes, err)
-		}
-		check(t, a.RemoveNotes(ctx, prefix))
-		if notes, err := a.Notes(ctx, "", prefix); err != nil || len(notes) != 0 {
-			t.Errorf("after they were removed: %v, %v", notes, err)
-		}
+		same(t, b.JoinedWAN([]string{"127.0.0.2"}))
 
 		// The command of 0.5 needs neither address nor token.
 		t.Setenv("PATH", filepath.Dir(binary(t))+":"+os.Getenv("PATH"))

@@ -50,9 +50,8 @@ func (c *Client) WANMembers(ctx context.Context) (members []Member, err error) {
 	return members, nil
 }
 
-// JoinedWAN is one address at least, each an IP, being a living member of the
-// WAN: gossip tells of all others. This node's own always is one, so leave it
-// out.
+// JoinedWAN is each of these addresses, all IPs, being a living member of the WAN. Gossip
+// tells of others, but two halves that were apart have nobody in common.
 func (c *Client) JoinedWAN(addresses []string) engine.Resource { return joinedWAN{c, addresses} }
 
 type joinedWAN struct {
@@ -60,25 +59,38 @@ type joinedWAN struct {
 	addresses []string
 }
 
-// Diff says when none of them is.
-func (j joinedWAN) Diff(ctx context.Context) ([]string, error) {
+// missing are those that are not.
+func (j joinedWAN) missing(ctx context.Context) ([]string, error) {
 	members, err := j.c.WANMembers(ctx)
 	if err != nil {
 		return nil, err
 	}
-	if slices.ContainsFunc(members, func(m Member) bool { return m.Alive && slices.Contains(j.addresses, m.Address) }) {
-		return nil, nil
+	alive := map[string]bool{}
+	for _, m := range members {
+		alive[m.Address] = alive[m.Address] || m.Alive
 	}
-	return []string{"none of the peers " + strings.Join(j.addresses, ", ") + " is in Consul's WAN"}, nil
+	return slices.DeleteFunc(slices.Clone(j.addresses), func(a string) bool { return alive[a] }), nil
 }
 
-// Apply joins all of them at once, and fails when none could be joined; the
-// error tells for each why. It takes 10 s at most: Consul goes on by itself with
-// an address that is silent for longer.
+// Diff names those that are not.
+func (j joinedWAN) Diff(ctx context.Context) ([]string, error) {
+	missing, err := j.missing(ctx)
+	if err != nil || len(missing) == 0 {
+		return nil, err
+	}
+	return []string{strings.Join(missing, ", ") + ": not in Consul's WAN"}, nil
+}
+
+// Apply joins them at once; the error tells for each that could not be joined why. It
+// takes 10 s at most: Consul goes on by itself with an address that is silent for longer.
 func (j joinedWAN) Apply(ctx context.Context) error {
-	errs := make([]error, len(j.addresses))
+	missing, err := j.missing(ctx)
+	if err != nil {
+		return err
+	}
+	errs := make([]error, len(missing))
 	var wg sync.WaitGroup
-	for i, a := range j.addresses {
+	for i, a := range missing {
 		wg.Go(func() {
 			err := j.c.call(ctx, callTimeout, func(client *api.Client) error {
 				return client.Agent().Join(a, true)
@@ -89,9 +101,6 @@ func (j joinedWAN) Apply(ctx context.Context) error {
 		})
 	}
 	wg.Wait()
-	if slices.Contains(errs, nil) {
-		return nil
-	}
 	return errors.Join(errs...)
 }
 

@@ -26,7 +26,7 @@ func directories(ctx context.Context, p *Pass) (engine.Resource, error) {
 	wanted := map[string]bool{}
 	for _, m := range d.Members {
 		wanted[directory.Name(m.UUID)] = true
-		peer := directory.Peer{UUID: m.UUID, Host: m.Host, Address: m.Address, Known: v.HostsByAddress[m.Address]}
+		peer := directory.Peer{UUID: m.UUID, Host: m.Host, Address: m.Address, Known: hostsOf(m, d.Members, v.HostsByAddress)}
 		rs = append(rs, directory.Source(db, peer, credentials.Account(), credentials.DirectoryPassword(), directory.Options{
 			Contexts:          wants.Contexts,
 			VerifyCertificate: wants.VerifyCertificate,

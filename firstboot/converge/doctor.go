@@ -127,18 +127,14 @@ func checkMembers(ctx context.Context, n *node.Node) (Level, string) {
 		case p.Suspended:
 			silent = append(silent, p.String()+" is suspended: its contacts are taken out of the searches until it answers; if it is dead, `xivo-firstboot forget "+p.UUID.String()+"`")
 		case !p.Answered:
-			silent = append(silent, p.String()+" does not answer: is it up, and are ports 5672, 8300 and 8302 open both ways?")
+			silent = append(silent, p.String()+" does not answer: is it up, and do its Consul and RabbitMQ run?")
 		}
 	}
 	if silent != nil {
 		return Fail, strings.Join(silent, "; ")
 	}
-	noted := slices.Clone(s.NotManaged)
-	for _, r := range s.Refused {
-		noted = append(noted, r.Member.String()+" is refused: it "+r.Reason)
-	}
-	if len(noted) > 0 {
-		return Warn, strings.Join(noted, "; ")
+	if len(s.NotManaged) > 0 {
+		return Warn, "in Consul's WAN, and no member of the mesh: " + strings.Join(s.NotManaged, ", ")
 	}
 	return OK, fmt.Sprintf("%d, and all answer", len(s.Peers))
 }

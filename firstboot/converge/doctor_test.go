@@ -78,7 +78,7 @@ func TestDoctorTellsWhatDoesNotConcernANode(t *testing.T) {
 		skipped(t, found, "firewall", "the document switches it off")
 		skipped(t, found, "ctid-ng", "16.03 asks its peers without credentials")
 		// What concerns it, and cannot be looked at, is neither skipped nor fine.
-		for _, check := range []string{"registration", "web-service", "wan", "members", "upstreams", "directories", "dird", "ctid", "links"} {
+		for _, check := range []string{"overlay", "web-service", "wan", "members", "upstreams", "directories", "dird", "ctid", "links"} {
 			if f := looked(t, found, check); f.Level != converge.Fail {
 				t.Errorf("%s: %s, %q; nothing tells that", check, f.Level, f.Says)
 			}

@@ -5,51 +5,50 @@ import (
 	"errors"
 	"fmt"
 	"strings"
-	"time"
 
 	"github.com/google/uuid"
 
-	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/engine"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/mesh"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/node"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/overlay"
 )
 
 // ErrNoMember is what Forget says of a node that it cannot take out.
 var ErrNoMember = errors.New("no such member")
 
-// Leave takes this node out of its mesh: it is noted at every member that lives
-// that this node left, and they tell those that are away when they come back.
-// Its own entries for others go, and Consul leaves the WAN, for which it is
-// restarted.
+// Leave takes this node out of its mesh: its registration is over for every member, also
+// for those that are away now, when they come back. Its own entries for others go, and
+// Consul leaves the WAN, for which it is restarted.
 func Leave(ctx context.Context, n *node.Node) (Result, error) {
-	var members []mesh.Member
-	if err := n.ReadState(node.MembersFile, &members); err != nil {
-		return Result{}, err
-	}
-	m := node.Membership{Registered: n.Self().Registered}
-	for _, other := range members {
-		m.Left = append(m.Left, other.Address)
-	}
-	// A node that leaves twice still knows whom it left.
-	if len(m.Left) > 0 {
-		if err := n.WriteState(node.MembershipFile, m); err != nil {
-			return Result{}, err
-		}
-	}
-	return noteDeparture(ctx, n, n.Self())
+	return bury(ctx, n, n.Identity().UUID)
 }
 
-// buried ends a registration in the overlay, and passes on here what follows.
-func buried(ctx context.Context, n *node.Node, id uuid.UUID) (Result, error) {
+// bury ends a registration, and makes a pass with what follows. The service of the mesh's
+// network tells it to the others, so it is started where it does not run.
+func bury(ctx context.Context, n *node.Node, id uuid.UUID) (Result, error) {
+	if err := serving(ctx, n); err != nil {
+		return Result{}, fmt.Errorf("nothing was changed, since the others cannot be told: %w; put that right, and do this again", err)
+	}
 	if err := n.Overlay().Bury(ctx, id); err != nil {
 		return Result{}, err
 	}
 	return once(ctx, n)
 }
 
-// ComeBack undoes Leave, or somebody else's Forget: a later registration
-// overrides what was noted. It joins those that it left: its own document need
-// not name any of them.
+// serving is the service of the mesh's network answering, started where it does not run.
+func serving(ctx context.Context, n *node.Node) error {
+	_, err := n.Overlay().Status(ctx)
+	if !errors.Is(err, overlay.ErrNotRunning) {
+		return err
+	}
+	if err := n.Platform.Init.Start(ctx, OverlayUnit); err != nil {
+		return fmt.Errorf("start %s: %w", OverlayUnit, err)
+	}
+	return awaitOverlay(ctx, n)
+}
+
+// ComeBack undoes Leave, or somebody else's Forget, with a registration that is higher
+// than what is over.
 func ComeBack(ctx context.Context, n *node.Node) (Result, error) {
 	if err := registerAgain(ctx, n); err != nil {
 		return Result{}, err
@@ -69,46 +68,25 @@ func registerAgain(ctx context.Context, n *node.Node) error {
 	if err != nil {
 		return err
 	}
-	if n.HasOverlay() {
-		st, err := n.Overlay().Status(ctx)
-		if err != nil {
-			return err
-		}
-		// A tombstone of more than this node ever registered is told by who refuses it.
-		for _, r := range st.Refused {
-			m.Registrations = max(m.Registrations, r.Registered)
-		}
-		m.Registrations++
-		if err := n.WriteState(node.MembershipFile, m); err != nil {
-			return err
-		}
-		return n.Platform.Init.Restart(ctx, OverlayUnit)
+	if err := serving(ctx, n); err != nil {
+		return err
 	}
-	c, err := n.Servers.Consul(ctx)
+	st, err := n.Overlay().Status(ctx)
 	if err != nil {
 		return err
 	}
-	notes, err := readNotes(ctx, n, c)
-	if err != nil {
+	// A tombstone of more than this node ever registered is told by who refuses it.
+	for _, r := range st.Refused {
+		m.Registrations = max(m.Registrations, r.Registered)
+	}
+	m.Registrations++
+	if err := n.WriteState(node.MembershipFile, m); err != nil {
 		return err
 	}
-	m.Registered = laterThan(notes.Departed[n.Identity().UUID])
-	if err := n.WriteState(node.MembershipFile, m); err != nil || len(m.Left) == 0 {
+	if err := n.Platform.Init.Restart(ctx, OverlayUnit); err != nil {
 		return err
 	}
-	if err := engine.Ensure(ctx, c.JoinedWAN(m.Left)); err != nil {
-		n.Log.Warn("none of those that this node left could be joined", "error", err)
-	}
-	return nil
-}
-
-// laterThan is now, or right after a time that a clock which is ahead of ours told:
-// what is said last counts.
-func laterThan(at time.Time) time.Time {
-	if now := time.Now().UTC(); now.After(at) {
-		return now
-	}
-	return at.Add(time.Nanosecond)
+	return awaitOverlay(ctx, n)
 }
 
 // Forget takes a member out that died, named by its UUID or its host name. One
@@ -122,27 +100,10 @@ func Forget(ctx context.Context, n *node.Node, which string) (mesh.Member, Resul
 	if err != nil {
 		return m, Result{}, err
 	}
-	if n.HasOverlay() {
-		if alive(ctx, m) {
-			return m, Result{}, fmt.Errorf("%s is alive: run `xivo-firstboot leave` there", m)
-		}
-		r, err := buried(ctx, n, m.UUID)
-		return m, r, err
+	if alive(ctx, m) {
+		return m, Result{}, fmt.Errorf("%s is alive: run `xivo-firstboot leave` there", m)
 	}
-	c, err := n.Servers.Consul(ctx)
-	if err != nil {
-		return m, Result{}, err
-	}
-	wan, err := c.WANMembers(ctx)
-	if err != nil {
-		return m, Result{}, err
-	}
-	for _, w := range wan {
-		if w.Alive && w.Datacenter == m.Name {
-			return m, Result{}, fmt.Errorf("%s is alive: run `xivo-firstboot leave` there", m)
-		}
-	}
-	r, err := noteDeparture(ctx, n, m)
+	r, err := bury(ctx, n, m.UUID)
 	return m, r, err
 }
 
@@ -165,30 +126,4 @@ func memberNamed(members []mesh.Member, which string) (mesh.Member, error) {
 		return mesh.Member{}, fmt.Errorf("%w as %s: this node knows no other", ErrNoMember, which)
 	}
 	return mesh.Member{}, fmt.Errorf("%w as %s; the members are: %s", ErrNoMember, which, strings.Join(all, ", "))
-}
-
-// noteDeparture notes it here first, and then at everybody who lives; those that
-// do not answer are told by others, or when they ask.
-func noteDeparture(ctx context.Context, n *node.Node, m mesh.Member) (Result, error) {
-	if n.HasOverlay() {
-		return buried(ctx, n, m.UUID)
-	}
-	c, err := n.Servers.Consul(ctx)
-	if err != nil {
-		return Result{}, err
-	}
-	living, err := livingOthers(ctx, c, n.Identity().Name)
-	if err != nil {
-		return Result{}, err
-	}
-	at := laterThan(m.Registered)
-	if err := tellDeparted(ctx, c, "", m.UUID, at); err != nil {
-		return Result{}, err
-	}
-	for _, w := range living {
-		if err := tellDeparted(ctx, c, w.Datacenter, m.UUID, at); err != nil {
-			n.Log.Warn("this member hears of it from the others", "member", w.Name, "error", err)
-		}
-	}
-	return once(ctx, n)
 }

@@ -11,22 +11,18 @@ import (
 	"strings"
 	"time"
 
-	"github.com/google/uuid"
-
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/engine"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/mesh"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/node"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/overlay"
 )
 
-// OverlayUnit is the service of the overlay.
+// OverlayUnit is the service of the mesh's network.
 const OverlayUnit = "xivo-overlay"
 
-// silence is the age of a handshake after which nothing passes to a member.
-const silence = 180 * time.Second
-
-// Overlay is what the mesh's own network tells; it has no status where the mesh has none.
+// Overlay is what the service of the mesh's network tells.
 type Overlay struct {
+	// Status is nil where it does not answer, and Err is why.
 	Status *overlay.Status
 	// Members are the peers of the status as members of the mesh, in the same order.
 	Members []mesh.Member
@@ -42,67 +38,6 @@ func (o *Overlay) observe(ctx context.Context, n *node.Node) {
 	o.Status = &st
 	for _, p := range st.Peers {
 		o.Members = append(o.Members, n.MemberOf(p.Member))
-	}
-}
-
-// reaches says whether packets pass to a member now.
-func reaches(p overlay.PeerStatus) bool { return p.Handshake >= 0 && p.Handshake < silence }
-
-// refusal is why the mesh does not let this node in; "" where it does, or has members
-// that do.
-func (o Overlay) refusal() string {
-	if o.Status == nil || slices.ContainsFunc(o.Status.Peers, reaches) {
-		return ""
-	}
-	for _, door := range slices.Sorted(maps.Keys(o.Status.Refused)) {
-		return fmt.Sprintf("%s does not let this node in: %s", door, o.Status.Refused[door].Reason)
-	}
-	return ""
-}
-
-// overlayMembers takes the members from the overlay: who is there, and since when it
-// has been silent.
-func (d *Decision) overlayMembers(v *View) {
-	d.Join, d.Members = nil, nil
-	known := map[uuid.UUID]time.Time{}
-	for _, m := range v.Known {
-		known[m.UUID] = m.Seen
-	}
-	if d.staysOut() {
-		return
-	}
-	for i, p := range v.Overlay.Status.Peers {
-		m := v.Overlay.Members[i]
-		m.Seen = known[m.UUID]
-		if p.Handshake >= 0 {
-			if at := v.At.Add(-p.Handshake); at.After(m.Seen) {
-				m.Seen = at
-			}
-		}
-		if m.Seen.IsZero() {
-			m.Seen = v.At // new, and its time begins
-		}
-		for _, k := range v.Known {
-			if k.UUID == m.UUID {
-				m.Suspended = k.Suspended
-			}
-		}
-		m.Suspended = suspended(m, v.At, v.FirstPass)
-		d.Members = append(d.Members, m)
-		if reaches(p) {
-			d.Join = append(d.Join, m.Address)
-		} else {
-			d.Unfinished = d.Unfinished || !m.Suspended
-		}
-	}
-	for _, w := range v.WAN.Living {
-		if !slices.ContainsFunc(v.Overlay.Members, func(m mesh.Member) bool { return m.Name == w.Datacenter }) {
-			d.NotManaged = append(d.NotManaged, w.Name)
-		}
-	}
-	d.Notices = append(d.Notices, v.Overlay.Status.Alarms...)
-	for _, door := range slices.Sorted(maps.Keys(v.Overlay.Status.Refused)) {
-		d.Notices = append(d.Notices, fmt.Sprintf("%s does not let this node in: %s", door, v.Overlay.Status.Refused[door].Reason))
 	}
 }
 
@@ -170,7 +105,7 @@ func overlaySigns(ctx context.Context, n *node.Node) []string {
 	}
 	out := []string{fmt.Sprint("departed ", st.Departed)}
 	for _, p := range st.Peers {
-		out = append(out, fmt.Sprint(p.UUID, p.Address, p.Version, reaches(p)))
+		out = append(out, fmt.Sprint(p.UUID, p.Address, p.Version, p.Reached))
 	}
 	for door := range st.Refused {
 		out = append(out, "refused by "+door)
@@ -191,30 +126,10 @@ func (o Overlay) silentPeers() []string {
 	return out
 }
 
-// hubMember is the overlay address of the member that has an address of the LAN.
-func hubMember(v *View, lan string) (string, error) {
-	if lan == v.Self.Address {
-		return lan, nil
-	}
-	if v.Overlay.Status != nil {
-		for _, p := range v.Overlay.Status.Peers {
-			if p.Address.String() == lan || p.Endpoint.Addr().String() == lan {
-				return p.Address.String(), nil
-			}
-			for _, e := range p.Endpoints {
-				if e.Addr().String() == lan {
-					return p.Address.String(), nil
-				}
-			}
-		}
-	}
-	return "", fmt.Errorf("the hub %s is no member that is known yet", lan)
-}
-
 // checkOverlay says how each member is reached, and by name what keeps it from that.
 func checkOverlay(ctx context.Context, n *node.Node) (Level, string) {
-	if !n.HasOverlay() {
-		return Skipped, "skipped: the mesh has no network of its own"
+	if n.Config() == nil || n.Journal == nil {
+		return Skipped, "skipped: this machine is no node"
 	}
 	st, err := n.Overlay().Status(ctx)
 	if err != nil {
@@ -225,7 +140,9 @@ func checkOverlay(ctx context.Context, n *node.Node) (Level, string) {
 	for _, p := range st.Peers {
 		port := n.Config().Network.Port
 		switch {
-		case reaches(p):
+		case p.Reached:
+		case !n.OwnNetwork():
+			bad = append(bad, fmt.Sprintf("%s (%s) is not reached: is it up, does %s lead to it, and are TCP %d and TCP and UDP %d open there?", p.Host, p.Address, n.Config().Network.Interface, port, overlay.MembersPort))
 		case p.Handshake < 0 && p.Greeted >= 0:
 			bad = append(bad, fmt.Sprintf("%s answers the hello on TCP %d, and there is no handshake on UDP: UDP %d is blocked between the two", p.Host, port, port))
 		case p.Handshake < 0:
@@ -235,7 +152,7 @@ func checkOverlay(ctx context.Context, n *node.Node) (Level, string) {
 		}
 	}
 	for _, door := range slices.Sorted(maps.Keys(st.Refused)) {
-		bad = append(bad, fmt.Sprintf("%s does not let this node in: %s", door, st.Refused[door].Reason))
+		bad = append(bad, refusedBy(door, st.Refused[door]))
 	}
 	if bad != nil {
 		return Fail, strings.Join(bad, "; ")

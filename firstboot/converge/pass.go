@@ -18,17 +18,8 @@ import (
 // Memory is what a process knows from one pass to the next. Whoever makes passes
 // owns it, and closes it. The zero value is that of a process which made none.
 type Memory struct {
-	// silentSince is since when WAN members have not said who they are, by address.
-	silentSince map[string]time.Time
-	// notes are those that could be read last.
-	notes Notes
-	// newcomer: not all members may have asked this node yet.
-	newcomer bool
-	// askedAgain: the mesh was asked again since this process was started, or since
-	// its document changed.
-	askedAgain bool
-	hosts      node.Hosts
-	canary     *rabbitmq.Canary
+	hosts  node.Hosts
+	canary *rabbitmq.Canary
 }
 
 // Close ends the canary.
@@ -88,8 +79,7 @@ func newPass(ctx context.Context, n *node.Node, m *Memory, limit time.Duration) 
 	if err != nil {
 		return nil, err
 	}
-	d := decide(v, *m)
-	m.newcomer = d.Newcomer
+	d := decide(v)
 	return &Pass{Node: n, View: v, Decision: d, memory: m, unfinished: d.Unfinished}, nil
 }
 
@@ -168,11 +158,6 @@ func Converge(ctx context.Context, n *node.Node, m *Memory) (Result, error) {
 
 // run applies the decision, and then listens.
 func (p *Pass) run(ctx context.Context) (engine.Report, error) {
-	// As long as Consul does not tell what others left, a refusal of before is not
-	// known.
-	if p.View.WAN.Err == nil && !p.Decision.AskAgain {
-		p.memory.askedAgain = true
-	}
 	report, err := p.runner().Run(ctx, Phase)
 	if ctx.Err() != nil {
 		return report, err

@@ -20,18 +20,18 @@ var Phase = engine.Phase[*Pass]{
 	Deadline: stepTime,
 	Steps: []step{
 		{Name: "document", Text: "the last good document is kept", When: documentInForce, Open: plain(documentKept)},
-		{Name: "overlay", Text: "the mesh's own network runs, with the peers of the document", When: onOverlay, Open: plain(overlayRuns)},
-		{Name: "registration", Text: "this node tells the others about itself", When: onLAN, Open: withConsul(registered)},
-		{Name: "consul-anonymous", Text: "the others' daemons may ask this node's Consul where XiVO's services are", When: engine.First(onOverlay, joinable, withoutAnonymous), Open: withConsul(anonymousServices)},
+		{Name: "address", Text: "this node's address in the mesh's network is on this machine, and no other way leads there", When: inOwnNetwork, Open: addressed},
+		{Name: "firewall", Text: "the mesh's ports are closed to everybody else", When: firewallWanted, Open: plain(firewall)},
+		{Name: "overlay", Text: "the service of the mesh's network runs, with the peers of the document", Open: plain(overlayRuns)},
+		{Name: "consul-anonymous", Text: "the others' daemons may ask this node's Consul where XiVO's services are", When: engine.First(joinable, withoutAnonymous), Open: withConsul(anonymousServices)},
 		{Name: "web-service", Text: "the others may read this node's users", When: joinable, Open: withDB(account)},
 		{Name: "rabbitmq-account", Text: "the mesh's federation account, with the least rights that work", Open: withBroker(federationAccount)},
 		// A plugin that is enabled in part keeps the broker from federating: it gets its
 		// full time.
 		{Name: "rabbitmq-federation", Text: "RabbitMQ's federation runs", Deadline: node.FederationTime, Open: withBroker(federation)},
 		{Name: "rabbitmq-policy", Text: "the exchange xivo, and only it, is federated", Open: withBroker(policy)},
-		{Name: "wan", Text: "this node is in Consul's WAN with its peers", When: engine.First(joinable, hasPeersOrKeepsOut), Open: wan},
-		{Name: "members", Text: "who is in the mesh is kept, and who left it or was refused is told", When: joinable, Open: members},
-		{Name: "firewall", Text: "the ports that we opened are open to the mesh only", When: firewallWanted, Open: plain(firewallRules)},
+		{Name: "wan", Text: "this node is in Consul's WAN with the others", When: engine.First(joinable, reachesOrKeepsOut), Open: wan},
+		{Name: "members", Text: "who is in the mesh is kept on the disk", When: joinable, Open: members},
 		{Name: "upstreams", Text: "a federation upstream for every link", When: joinable, After: "rabbitmq-federation", Open: upstreams},
 		{Name: "directories", Text: "a directory source for every member", When: joinable, Open: directories},
 		{Name: "dird", Text: "xivo-dird has read its sources", When: joinable, After: "directories", Open: dirdRestarted},
@@ -43,8 +43,11 @@ var Phase = engine.Phase[*Pass]{
 	},
 }
 
-// onOverlay is node's.
-func onOverlay(p *Pass) engine.Skip { return node.OnOverlay(p.Node) }
+// inOwnNetwork is node's, of the pass's node.
+func inOwnNetwork(p *Pass) engine.Skip { return node.InOwnNetwork(p.Node) }
+
+// firewallWanted is node's.
+func firewallWanted(p *Pass) engine.Skip { return node.WantsFirewall(p.Node) }
 
 // withoutAnonymous: XiVO's package sees to it at each start of Consul from 16.15 on.
 func withoutAnonymous(p *Pass) engine.Skip {
@@ -54,14 +57,7 @@ func withoutAnonymous(p *Pass) engine.Skip {
 	return ""
 }
 
-func onLAN(p *Pass) engine.Skip {
-	if p.Node.HasOverlay() {
-		return "the mesh's own network tells it"
-	}
-	return ""
-}
-
-// joinable is node's, of the pass's node.
+// joinable is node's.
 func joinable(p *Pass) engine.Skip { return p.Node.Joinable() }
 
 func documentInForce(p *Pass) engine.Skip {
@@ -71,9 +67,9 @@ func documentInForce(p *Pass) engine.Skip {
 	return ""
 }
 
-func hasPeersOrKeepsOut(p *Pass) engine.Skip {
-	if p.Decision.KeepsOut == "" && len(p.Decision.Join) == 0 && p.View.Marks.LeftWAN == "" && p.View.WAN.Err == nil && p.View.Peers.Err == nil {
-		return "the document names no other node"
+func reachesOrKeepsOut(p *Pass) engine.Skip {
+	if p.Decision.KeepsOut == "" && len(p.Decision.Join) == 0 && p.View.Marks.LeftWAN == "" && p.View.WAN.Err == nil && p.View.Overlay.Err == nil {
+		return "no other member is reached"
 	}
 	return ""
 }
@@ -81,13 +77,6 @@ func hasPeersOrKeepsOut(p *Pass) engine.Skip {
 func hasMembers(p *Pass) engine.Skip {
 	if len(p.Decision.Members) == 0 {
 		return "this node knows no other"
-	}
-	return ""
-}
-
-func firewallWanted(p *Pass) engine.Skip {
-	if !p.View.Document.Firewall.Enabled {
-		return "the document switches it off"
 	}
 	return ""
 }

@@ -15,19 +15,23 @@ import (
 )
 
 func TestANodeWhoseAddressIsGoneIsTold(t *testing.T) {
-	if told := addressMoved("192.0.2.1", false, map[netip.Addr]string{netip.MustParseAddr("192.0.2.1"): "eth0"}); len(told) > 0 {
+	if told := addressMoved("192.0.2.1", true, map[netip.Addr]string{netip.MustParseAddr("192.0.2.1"): "eth0"}); len(told) > 0 {
 		t.Errorf("with its address in place: %v", told)
 	}
 	told := addressMoved("192.0.2.1", false, map[netip.Addr]string{netip.MustParseAddr("192.0.2.7"): "eth0"})
 	if len(told) != 1 || !strings.Contains(told[0], "192.0.2.1 is on no interface") {
 		t.Errorf("with another one: %v", told)
 	}
+	told = addressMoved("192.0.2.1", true, nil)
+	if len(told) != 1 || !strings.Contains(told[0], "`systemctl restart xivo-overlay-address` gives it back") {
+		t.Errorf("in a network of the mesh's own: %v", told)
+	}
 }
 
 func TestNotices(t *testing.T) {
 	db := nodetest.Connect(t, server.Postgres(t, schema.SQL("16.03")))
 	n := nodetest.Server(t, "16.03", db)
-	n.Journal.Identity.Advertise = "127.0.0.1" // this machine has it
+	nodetest.Addressed(t, n, "127.0.0.1/8") // this machine has it
 	// No name server answers any more.
 	resolver := net.DefaultResolver
 	defer func() { net.DefaultResolver = resolver }()

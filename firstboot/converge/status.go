@@ -41,9 +41,7 @@ type Status struct {
 	Address string `json:"address"`
 	// Peers are the other members of the mesh.
 	Peers []PeerStatus `json:"peers"`
-	// Refused are nodes that were not taken in, each with the reason.
-	Refused []mesh.Refusal `json:"refused,omitempty"`
-	// NotManaged are members of Consul's WAN that do not tell who they are.
+	// NotManaged are members of Consul's WAN that are none of the mesh.
 	NotManaged []string `json:"not_managed,omitempty"`
 	// Notices are what a person should know or put right; the mesh works.
 	Notices []string `json:"notices,omitempty"`
@@ -59,7 +57,7 @@ type Status struct {
 type PeerStatus struct {
 	mesh.Member
 	// Handshake is how long ago the last one was in the mesh's own network; negative
-	// where there never was one.
+	// where there never was one, and in a network that an operator brought.
 	Handshake time.Duration `json:"handshake,omitempty"`
 	// Answered says whether the peer answered the canary in the last pass.
 	Answered bool `json:"answered"`
@@ -130,7 +128,6 @@ func (p *Pass) conclude(before Status, failed error) Status {
 		Identity:    n.Identity(),
 		Version:     v.Self.Version,
 		Address:     v.Self.Address,
-		Refused:     d.Refused,
 		NotManaged:  d.NotManaged,
 		Notices:     d.Notices,
 		FirstJoined: before.FirstJoined,
@@ -172,10 +169,12 @@ func (p *Pass) state(s Status, answered int) (State, string) {
 	n, v, d := p.Node, p.View, p.Decision
 	members := len(d.Members)
 	switch {
-	case !d.LeftAt.IsZero():
+	case d.Left && d.LeftAt.IsZero():
+		return Alone, "this node left the mesh, or was taken out of it; `xivo-firstboot leave --undo` takes it back"
+	case d.Left:
 		return Alone, fmt.Sprintf("this node left the mesh, or was taken out of it, at %s; `xivo-firstboot leave --undo` takes it back", d.LeftAt.Local().Format(time.DateTime))
 	case d.KeepsOut != "":
-		return Waiting, d.KeepsOut + "; it goes on alone. The mesh is asked again when this node boots, when its document or version changes, and by `xivo-firstboot converge`"
+		return Waiting, d.KeepsOut + "; it goes on alone, and asks again twice a minute"
 	case members == 0 && !v.Peers.Named() && n.Identity().NoDocument:
 		return Alone, fmt.Sprintf("it was booted without a document; with one in the user data or %s, the next boot or `xivo-firstboot run` makes it a node of a mesh", node.DocumentHint)
 	case members == 0 && !v.Peers.Named():

@@ -12,7 +12,6 @@ import (
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/directory"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/engine"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/limit"
-	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/mesh"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/node"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/rabbitmq"
 )
@@ -79,17 +78,11 @@ func documentKept(p *Pass) engine.Resource {
 	}, func(context.Context) error { return p.Node.KeepDocument() })
 }
 
-func registered(p *Pass, c *consul.Client) engine.Resource {
-	self := p.View.Self
-	return c.Registered(consul.Registration{
-		ID:      mesh.ServiceName,
-		Name:    mesh.ServiceName,
-		Address: self.Address,
-		Tags:    self.Tags(),
-	})
-}
-
 func anonymousServices(_ *Pass, c *consul.Client) engine.Resource { return c.AnonymousServices() }
+
+func addressed(_ context.Context, p *Pass) (engine.Resource, error) { return p.Node.Addressed() }
+
+func firewall(p *Pass) engine.Resource { return p.Node.Firewall() }
 
 func account(p *Pass, db *pgx.Conn) engine.Resource {
 	c := p.Node.Credentials()

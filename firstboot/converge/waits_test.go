@@ -38,7 +38,7 @@ func TestTheFirstDocumentOfANodeWaitsForABecome(t *testing.T) {
 			nodetest.Put(t, was, "/var/lib/cloud/data/instance-id", instance)
 			nodetest.Put(t, was, node.DocumentFile, string(cloudinit.UserData(cloudinit.Alone())))
 			was.Instance = node.Instance{ID: "iid-1"}
-			was.Journal = was.NewJournal(node.Identity{UUID: uuid.New(), Name: "xivo-1", Advertise: "10.0.0.1", NoDocument: true})
+			was.Journal = was.NewJournal(node.Identity{UUID: uuid.New(), Name: "xivo-1", NoDocument: true})
 			nodetest.Done(t, was, node.Become, node.Settle)
 			if err := was.Journal.Save(); err != nil {
 				t.Fatal(err)

@@ -37,7 +37,6 @@ func Watch(ctx context.Context, n *node.Node, told func(Result)) error {
 	for {
 		if n.Reload() {
 			n.Log.Info("there is a new document")
-			memory.askedAgain = false
 		}
 		now := signs(ctx, n)
 		changed := !slices.Equal(now, lastSigns)
@@ -72,7 +71,7 @@ func Watch(ctx context.Context, n *node.Node, told func(Result)) error {
 func (r Result) nextPass(sinceChange time.Duration) time.Duration {
 	settled := r.Status.State == Joined || r.Status.State == Alone
 	switch {
-	case settled && len(r.Status.NotManaged) == 0 && !r.Unfinished:
+	case settled && !r.Unfinished:
 		return passEvery
 	case sinceChange < eager:
 		return 0
@@ -94,12 +93,13 @@ func mayWork(n *node.Node) bool {
 	return err == nil
 }
 
-// signs are what a change shows in: the document and version in force, the local
-// agent's member list, and what others left in its KV.
+// signs are what a change shows in: the document and version in force, what the service
+// of the mesh's network tells, and the local agent's member list.
 func signs(ctx context.Context, n *node.Node) []string {
 	out := []string{"version " + n.Platform.Version.String(), fmt.Sprint("document ", fingerprint(string(cloudinit.UserData(n.Config()))), n.Document.Err)}
 	ctx, cancel := context.WithTimeout(ctx, lookEvery)
 	defer cancel()
+	out = append(out, overlaySigns(ctx, n)...)
 	n.Servers.AskAgain()
 	c, err := n.Servers.Consul(ctx)
 	if err != nil {
@@ -116,18 +116,6 @@ func signs(ctx context.Context, n *node.Node) []string {
 			alive = "alive"
 		}
 		out = append(out, m.Name+" "+m.Address+" "+alive)
-	}
-	if n.HasOverlay() {
-		out = append(out, overlaySigns(ctx, n)...)
-		slices.Sort(out)
-		return out
-	}
-	notes, err := c.Notes(ctx, "", node.NotesPrefix)
-	if err != nil {
-		return out
-	}
-	for key, text := range notes {
-		out = append(out, key+" "+text)
 	}
 	slices.Sort(out)
 	return out

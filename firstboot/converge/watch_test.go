@@ -7,8 +7,6 @@ import (
 
 func TestHowLongTheNextPassMayWait(t *testing.T) {
 	ended := func(s State) Result { return Result{Status: Status{State: s}} }
-	unmanaged := ended(Joined)
-	unmanaged.Status.NotManaged = []string{"a WAN member"}
 	unfinished := ended(Joined)
 	unfinished.Unfinished = true
 	aloneUnfinished := ended(Alone)
@@ -29,8 +27,6 @@ func TestHowLongTheNextPassMayWait(t *testing.T) {
 		{"degraded, right after a change", ended(Degraded), time.Second, 0},
 		{"degraded for long", ended(Degraded), time.Hour, 15 * time.Second},
 		{"waiting for a person", ended(Waiting), time.Hour, 15 * time.Second},
-		{"joined, and somebody does not tell who it is", unmanaged, time.Second, 0},
-		{"joined, and somebody has not told who it is for long", unmanaged, time.Hour, 15 * time.Second},
 		{"joined, and something of a peer was not there yet", unfinished, time.Second, 0},
 		{"joined, and something of a peer is not there for long", unfinished, time.Hour, 15 * time.Second},
 		{"alone, and somebody has not answered", aloneUnfinished, time.Second, 0},

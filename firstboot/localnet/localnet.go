@@ -57,6 +57,20 @@ func RangeFree(in netip.Prefix, own string, outside ...Outside) error {
 		in, strings.Join(slices.Compact(uses), "; "))
 }
 
+// DefaultRoute says whether an interface has a default route of IPv4 in the main table:
+// what nobody else takes goes there. One in another table is that of a VPN which takes
+// over all traffic, and says nothing of who is behind it.
+func DefaultRoute(dev string) (bool, error) {
+	m, err := read("")
+	if err != nil {
+		return false, fmt.Errorf("localnet: find out whether %s has the default route: %w", dev, err)
+	}
+	return slices.ContainsFunc(m.routes, func(r route) bool {
+		return r.to.Bits() == 0 && r.table == unix.RT_TABLE_MAIN &&
+			slices.ContainsFunc(r.hops, func(h hop) bool { return m.names[h.dev] == dev })
+	}), nil
+}
+
 // machine is what uses addresses on this machine, without what is the mesh's.
 type machine struct {
 	names       map[int]string // of interfaces, by index

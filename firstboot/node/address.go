@@ -11,13 +11,7 @@ import (
 	"strings"
 	"sync"
 	"time"
-
-	"github.com/xivo-mesh/packer-plugin-xivo/cloudinit"
 )
-
-// routeProbe is an address of the documentation range: nothing is ever sent to
-// it, it only asks the kernel for the default route.
-const routeProbe = "192.0.2.1"
 
 // LocalAddresses returns the IPv4 addresses of this machine, each with the name of
 // its interface.
@@ -112,99 +106,37 @@ func (known Hosts) ByAddress(ctx context.Context, hosts []string) map[string][]s
 	return out
 }
 
-// namesWait is how long the names of peers are waited for where they decide.
-const namesWait = time.Minute
+// interfaceWait is how long an interface is waited for that others bring up.
+const interfaceWait = time.Minute
 
-// Advertise decides the IPv4 address at which the others reach this node, as the
-// document says: its own, that of an interface, or the one from which the kernel
-// reaches the peers. An address that no interface of this machine has is refused.
-// Where the machine has several addresses and no peer's name resolves, it waits for
-// the name servers, 1 min at most, and then fails.
-func Advertise(ctx context.Context, c *cloudinit.Config) (string, error) {
-	local, err := LocalAddresses()
-	if err != nil {
-		return "", err
-	}
-	var address string
-	switch want := c.Advertise; {
-	case want.Interface != "":
-		address, err = addressOf(want.Interface, local)
-	case want.Address != "":
-		address, err = ownAddress(want.Address, local)
-	default:
-		address, err = routedAddress(ctx, c.Peers, local)
-	}
-	if err != nil {
-		return "", fmt.Errorf("advertise: %w", err)
-	}
-	return address, nil
-}
-
-// addressOf is the lowest address of an interface.
-func addressOf(name string, local map[netip.Addr]string) (string, error) {
-	for _, a := range slices.SortedFunc(maps.Keys(local), netip.Addr.Compare) {
-		if local[a] == name && !a.IsLoopback() {
-			return a.String(), nil
-		}
-	}
-	return "", fmt.Errorf("interface %s has no IPv4 address; this machine has %s", name, list(local))
-}
-
-func ownAddress(address string, local map[netip.Addr]string) (string, error) {
-	a, err := netip.ParseAddr(address)
-	if err != nil || local[a] == "" || a.IsLoopback() {
-		return "", fmt.Errorf("%s is not an address of this machine that others can reach; it has %s", address, list(local))
-	}
-	return address, nil
-}
-
-// routedAddress is the one from which the kernel reaches the peers or, without any,
-// the world. Where no route tells, the only one will do.
-func routedAddress(ctx context.Context, peers []string, local map[netip.Addr]string) (string, error) {
-	var usable []string
-	for a := range local {
-		if a.IsGlobalUnicast() {
-			usable = append(usable, a.String())
-		}
-	}
-	targets, err := peersThatDecide(ctx, peers, len(usable) > 1)
-	if err != nil {
-		return "", fmt.Errorf("no name among the peers can be resolved (%w), so nothing tells which of its addresses this machine has for them: %s; mend that, or set `advertise` to one", err, list(local))
-	}
-	for _, to := range append(targets, routeProbe) {
-		// Connecting a UDP socket sends nothing: the kernel picks the route.
-		conn, err := net.Dial("udp4", net.JoinHostPort(to, "9"))
-		if err != nil {
-			continue
-		}
-		conn.Close()
-		if a := conn.LocalAddr().(*net.UDPAddr).AddrPort().Addr(); !a.IsLoopback() {
-			return a.Unmap().String(), nil
-		}
-	}
-	if len(usable) == 1 {
-		return usable[0], nil
-	}
-	return "", fmt.Errorf("no route tells at which address the others reach this machine, which has %s: set `advertise` to one", list(local))
-}
-
-// peersThatDecide are the addresses of the peers. Where there is a choice, it waits
-// for a name of them: the node keeps its address for life, and a server for names
-// that is late must not decide it. The error says that none came.
-func peersThatDecide(ctx context.Context, peers []string, choice bool) ([]string, error) {
-	end := time.Now().Add(namesWait)
+// addressOn is the lowest IPv4 address of an interface, or the wanted one where it has
+// that. An interface without one is waited for, 1 min at most.
+func addressOn(ctx context.Context, name, wanted string) (netip.Addr, error) {
+	ctx, cancel := context.WithTimeout(ctx, interfaceWait)
+	defer cancel()
 	for {
-		addresses, err := OtherAddresses(ctx, peers)
-		if err == nil || len(addresses) > 0 || !choice {
-			return addresses, nil
+		local, err := LocalAddresses()
+		if err != nil {
+			return netip.Addr{}, err
+		}
+		var own []netip.Addr
+		for _, a := range slices.SortedFunc(maps.Keys(local), netip.Addr.Compare) {
+			if local[a] == name && !a.IsLoopback() {
+				own = append(own, a)
+			}
+		}
+		switch a, err := netip.ParseAddr(wanted); {
+		case len(own) > 0 && wanted == "":
+			return own[0], nil
+		case err == nil && slices.Contains(own, a):
+			return a, nil
+		case len(own) > 0:
+			return netip.Addr{}, fmt.Errorf("network: %s, which `advertise` names, is no address of %s; this machine has %s", wanted, name, list(local))
 		}
 		select {
 		case <-ctx.Done():
-			return nil, err
+			return netip.Addr{}, fmt.Errorf("network: the interface %s has no IPv4 address; this machine has %s: bring it up, or name another in `network.interface`", name, list(local))
 		case <-time.After(time.Second):
-			if time.Now().After(end) {
-				return nil, err
-			}
 		}
 	}
 }

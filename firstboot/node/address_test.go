@@ -11,9 +11,11 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/uuid"
 
 	"github.com/xivo-mesh/packer-plugin-xivo/cloudinit"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/node"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/node/nodetest"
 )
 
 // inNetwork names the environment variable that says which network a test that
@@ -22,10 +24,7 @@ const inNetwork = "XIVO_TEST_NETWORK"
 
 // networks are what the tests find: made by a script, and seen by nobody else.
 var networks = map[string]string{
-	"routed":   "interface eth0 10.9.0.1/24; interface eth1 10.8.0.1/24; interface bare; ip route add default via 10.8.0.254",
-	"unrouted": "interface eth0 10.9.0.1/24; interface eth1 10.8.0.1/24",
-	"single":   "interface eth0 10.9.0.1/24",
-	"none":     "",
+	"routed": "interface eth0 10.9.0.1/24; interface eth1 10.8.0.1/24; interface eth2 10.7.0.2/24; ip addr add 10.7.0.1/24 dev eth2; interface bare; ip route add default via 10.8.0.254",
 }
 
 const interfaces = `ip link set lo up
@@ -77,59 +76,45 @@ func in(t *testing.T, network string, test func(t *testing.T)) {
 	}
 }
 
-func TestOwnAddress(t *testing.T) {
+// The address in a network that an operator brought is what the interface has, and an
+// interface behind which anybody may be is refused.
+func TestTheAddressInANetworkThatAnOperatorBrought(t *testing.T) {
 	t.Parallel()
-	for network, cases := range map[string][]struct {
-		name      string
-		advertise cloudinit.Advertise
-		peers     []string
-		want      string
-		says      string
-	}{
-		"routed": {
-			{name: "given", advertise: cloudinit.Advertise{Address: "10.9.0.1"}, want: "10.9.0.1"},
-			{name: "given by interface", advertise: cloudinit.Advertise{Interface: "eth0"}, want: "10.9.0.1"},
-			{name: "towards the first peer", peers: []string{"10.9.0.2", "10.8.0.2"}, want: "10.9.0.1"},
-			{name: "towards the first peer that is not us", peers: []string{"10.8.0.1", "10.9.0.2"}, want: "10.9.0.1"},
-			{name: "towards the first peer that is not us, by name", peers: []string{"xivo-b", "xivo-a"}, want: "10.9.0.1"},
-			{name: "towards a peer, when the one before has no address", peers: []string{"nobody.invalid", "xivo-a"}, want: "10.9.0.1"},
-			{name: "no name can be resolved, and several addresses", peers: []string{"nobody.invalid"}, says: "set `advertise` to one"},
-			{name: "towards the default route, without a peer", want: "10.8.0.1"},
-			{name: "towards the default route, with only ourselves", peers: []string{"10.9.0.1"}, want: "10.8.0.1"},
-			{name: "on no interface", advertise: cloudinit.Advertise{Address: "10.9.0.7"}, says: "10.9.0.7 is not an address of this machine that others can reach; it has 10.8.0.1 (eth1), 10.9.0.1 (eth0)"},
-			{name: "loopback", advertise: cloudinit.Advertise{Address: "127.0.0.1"}, says: "127.0.0.1 is not an address"},
-			{name: "every address", advertise: cloudinit.Advertise{Address: "0.0.0.0"}, says: "0.0.0.0 is not an address"},
-			{name: "an interface without an address", advertise: cloudinit.Advertise{Interface: "bare"}, says: "interface bare has no IPv4 address; this machine has 10.8.0.1 (eth1), 10.9.0.1 (eth0)"},
-			{name: "an interface that is not there", advertise: cloudinit.Advertise{Interface: "eth9"}, says: "interface eth9 has no IPv4 address"},
-			{name: "the loopback interface", advertise: cloudinit.Advertise{Interface: "lo"}, says: "interface lo has no IPv4 address"},
-		},
-		"unrouted": {
-			{name: "a peer next to us", peers: []string{"xivo-a"}, want: "10.9.0.1"},
-			{name: "two addresses and no route", says: "set `advertise` to one"},
-		},
-		"single": {
-			{name: "the only one, without a route", want: "10.9.0.1"},
-			{name: "the only one, and no name can be resolved", peers: []string{"nobody.invalid"}, want: "10.9.0.1"},
-		},
-		"none": {
-			{name: "no address at all", says: "which has none"},
-		},
-	} {
-		t.Run(network, func(t *testing.T) {
-			in(t, network, func(t *testing.T) {
-				for _, c := range cases {
-					t.Run(c.name, func(t *testing.T) {
-						ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
-						defer cancel()
-						got, err := node.Advertise(ctx, &cloudinit.Config{Advertise: c.advertise, Peers: c.peers})
-						if got != c.want || (err == nil) != (c.says == "") || err != nil && !strings.Contains(err.Error(), c.says) {
-							t.Errorf("%q, %v; want %q or an error with %q", got, err, c.want, c.says)
-						}
-					})
-				}
-			})
+	t.Run("routed", func(t *testing.T) {
+		in(t, "routed", func(t *testing.T) {
+			for _, c := range []struct {
+				name, dev, advertise string
+				shared               bool
+				want                 string
+				says                 string
+			}{
+				{name: "the interface's", dev: "eth0", want: "10.9.0.1"},
+				{name: "the lowest of several", dev: "eth2", want: "10.7.0.1"},
+				{name: "the one that is named", dev: "eth2", advertise: "10.7.0.2", want: "10.7.0.2"},
+				{name: "one of another interface is named", dev: "eth2", advertise: "10.9.0.1", says: "10.9.0.1, which `advertise` names, is no address of eth2"},
+				{name: "an interface without an address", dev: "bare", says: "the interface bare has no IPv4 address; this machine has 10.7.0.1 (eth2), 10.7.0.2 (eth2), 10.8.0.1 (eth1), 10.9.0.1 (eth0)"},
+				{name: "an interface that is not there", dev: "eth9", says: "the interface eth9 has no IPv4 address"},
+				{name: "an interface with the default route", dev: "eth1", want: "10.8.0.1", says: "eth1 has the default route"},
+				{name: "the same, and that is accepted", dev: "eth1", shared: true, want: "10.8.0.1"},
+			} {
+				t.Run(c.name, func(t *testing.T) {
+					n := nodetest.Bare(t)
+					n.Document.Config = cloudinit.Alone()
+					n.Document.Config.Network = cloudinit.Network{Mode: cloudinit.NetworkDirect, Interface: c.dev, Shared: c.shared, Port: 9484}
+					n.Document.Config.Advertise.Address = c.advertise
+					n.Journal = n.NewJournal(node.Identity{UUID: uuid.New()})
+					if got := n.Address(); got != c.want {
+						t.Errorf("it is at %q, want %q", got, c.want)
+					}
+					ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+					defer cancel()
+					if err := n.CheckNetwork(ctx); (err == nil) != (c.says == "") || err != nil && !strings.Contains(err.Error(), c.says) {
+						t.Errorf("the check says %v, want %q", err, c.says)
+					}
+				})
+			}
 		})
-	}
+	})
 }
 
 func TestPeersThatAreNotThisNode(t *testing.T) {

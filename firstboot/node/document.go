@@ -97,10 +97,6 @@ func (n *Node) checkKeptForLife(next *cloudinit.Config) error {
 	if next.Consul.Encrypt != last.Consul.Encrypt {
 		changed = append(changed, "`consul.encrypt`")
 	}
-	// In a network of the mesh's own, it only says where to begin.
-	if last.Network.Mode != cloudinit.NetworkOverlay && next.Advertise != last.Advertise && next.Advertise.Address != n.Identity().Advertise {
-		changed = append(changed, "`advertise`")
-	}
 	if next.Network != last.Network {
 		changed = append(changed, "`network`")
 	}

@@ -28,10 +28,10 @@ func TestADocumentOfANodeThatLives(t *testing.T) {
 	}{
 		{"the same", began, "iid-1", false, ""},
 		{"another topology", began + "\n  topology: ring", "iid-1", false, ""},
-		{"its own address spelled out", began + "\n  advertise: 10.0.0.1", "iid-1", false, ""},
+		{"another place to reach it first", began + "\n  advertise: 10.0.0.2", "iid-1", false, ""},
 		{"another secret", "secret: nine grey herons watched the tide", "iid-1", false, "`secret`"},
-		{"another address", began + "\n  advertise: 10.0.0.2", "iid-1", false, "`advertise`"},
-		{"an interface", began + "\n  advertise: {interface: eth1}", "iid-1", false, "`advertise`"},
+		{"another range", began + "\n  network: {range: 10.200.0.0/16}", "iid-1", false, "`network`"},
+		{"another network", began + "\n  network: {mode: direct, interface: wg0}", "iid-1", false, "`network`"},
 		{"no encryption any more", began + "\n  consul: {encrypt: false}", "iid-1", false, "`consul.encrypt`"},
 		{"two of them", "secret: nine grey herons watched the tide\n  consul: {encrypt: false}", "iid-1", false, "`secret` and `consul.encrypt`"},
 		{"another secret, after a become that was cut off", "secret: nine grey herons watched the tide", "iid-1", true, "`secret`"},
@@ -43,13 +43,15 @@ func TestADocumentOfANodeThatLives(t *testing.T) {
 			nodetest.Put(t, was, node.DocumentFile, "xivo:\n  version: 1\n  peers: []\n  "+began+"\n")
 			nodetest.Put(t, was, cloudinit.ConfigFile, "xivo:\n  version: 1\n  peers: []\n  "+tc.document+"\n")
 			was.Instance = node.Instance{ID: "iid-1"}
-			j := was.NewJournal(node.Identity{UUID: uuid.New(), Hostname: "xivo", Name: "xivo-1", Advertise: "10.0.0.1"})
+			j := was.NewJournal(node.Identity{UUID: uuid.New(), Hostname: "xivo", Name: "xivo-1"})
 			if !tc.cutOff {
 				j.Steps[node.Become] = engine.Stamp{State: engine.Done, At: time.Now().UTC()}
 			}
 			if err := j.Save(); err != nil {
 				t.Fatal(err)
 			}
+			was.Journal = j
+			nodetest.Addressed(t, was, "100.88.0.1/16")
 
 			n := reopen(t, was)
 			given, err := cloudinit.Load(n.Platform.Root)
@@ -62,7 +64,7 @@ func TestADocumentOfANodeThatLives(t *testing.T) {
 				}
 				return
 			}
-			if said := fmt.Sprint(n.Document.Err); !strings.Contains(said, "it changes "+tc.refused+", which a node keeps for life (its address is 10.0.0.1)") {
+			if said := fmt.Sprint(n.Document.Err); !strings.Contains(said, "it changes "+tc.refused+", which a node keeps for life (its address is 100.88.0.1)") {
 				t.Errorf("it says: %s", said)
 			}
 			if n.Config().Secret != "seven small boats left harbour today" {
@@ -88,7 +90,7 @@ func TestTheFirstDocumentOfANodeThatBecameWithoutOne(t *testing.T) {
 			made := cloudinit.Alone()
 			nodetest.Put(t, was, node.DocumentFile, string(cloudinit.UserData(made)))
 			was.Instance = node.Instance{ID: "iid-1"}
-			was.Journal = was.NewJournal(node.Identity{UUID: uuid.New(), Name: "xivo-1", Advertise: "10.0.0.1", NoDocument: true})
+			was.Journal = was.NewJournal(node.Identity{UUID: uuid.New(), Name: "xivo-1", NoDocument: true})
 			nodetest.Done(t, was, node.Become, node.Settle)
 			if err := was.Journal.Save(); err != nil {
 				t.Fatal(err)

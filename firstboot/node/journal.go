@@ -21,9 +21,8 @@ type Identity struct {
 	UUID uuid.UUID `json:"uuid"`
 	// Hostname is the short name; Name is Consul's datacenter and node name and
 	// the broker's cluster name.
-	Hostname  string `json:"hostname"`
-	Name      string `json:"name"`
-	Advertise string `json:"advertise"`
+	Hostname string `json:"hostname"`
+	Name     string `json:"name"`
 	// Adopted: the UUID was there before, and what belongs to it is kept.
 	Adopted bool `json:"adopted,omitempty"`
 	// Copied: the broker was not sealed, so it woke up as that of another node.

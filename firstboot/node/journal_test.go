@@ -90,7 +90,7 @@ func TestADamagedJournalIsAnError(t *testing.T) {
 func TestTheJournalIsReadBackAsItWasWritten(t *testing.T) {
 	n := machine(t)
 	n.Instance = instance("i-1", productA)
-	j := n.NewJournal(node.Identity{UUID: uuid.New(), Name: "xivo-1", Advertise: "10.0.0.1"})
+	j := n.NewJournal(node.Identity{UUID: uuid.New(), Name: "xivo-1"})
 	if err := n.MakeStateDir(); err != nil {
 		t.Fatal(err)
 	}

@@ -140,7 +140,5 @@ func (n *Node) Self() mesh.Member {
 		Address: n.Address(),
 		Version: n.Platform.Version.String(),
 		KeyID:   n.Credentials().KeyID(),
-
-		Registered: n.registered(),
 	}
 }

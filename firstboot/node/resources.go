@@ -17,9 +17,8 @@ import (
 
 // What several phases set up, each of them as this node has it.
 
-// ConsulConfig is Consul's configuration, with these addresses to join in the WAN
-// at each start.
-func (n *Node) ConsulConfig(joinWAN []string) engine.Resource {
+// ConsulConfig is Consul's configuration.
+func (n *Node) ConsulConfig() engine.Resource {
 	token, err := n.ConsulToken()
 	if err != nil {
 		return engine.Broken(err)
@@ -27,8 +26,7 @@ func (n *Node) ConsulConfig(joinWAN []string) engine.Resource {
 	s := consul.Settings{
 		Name:        n.Identity().Name,
 		Advertise:   n.Address(),
-		Bind:        n.HasOverlay(),
-		JoinWAN:     joinWAN,
+		Bind:        n.OwnNetwork(),
 		MasterToken: token,
 	}
 	if n.Config().Consul.Encrypt {
@@ -37,14 +35,11 @@ func (n *Node) ConsulConfig(joinWAN []string) engine.Resource {
 	return consul.ConfigFile(n.Platform, s)
 }
 
-// ConsulToken is the master token of this node's Consul. In a network of the mesh's own
-// nobody else needs it: a server that was adopted keeps what it had, and another one has
-// what follows from its own key.
+// ConsulToken is the master token of this node's Consul, which nobody else needs: a
+// server that was adopted keeps what it had, and another one has what follows from its
+// own key.
 func (n *Node) ConsulToken() (secret.Secret, error) {
-	switch {
-	case !n.HasOverlay():
-		return n.Credentials().ConsulToken(), nil
-	case n.Identity().Adopted:
+	if n.Identity().Adopted {
 		return consul.MasterToken(n.Platform)
 	}
 	key, err := overlay.ReadKey(n.Platform.Path(MeshDir))
@@ -116,7 +111,3 @@ func UUIDInEnvironment(n *Node) engine.Skip {
 	}
 	return engine.Skip("the daemons of XiVO " + n.Platform.Version.String() + " take it from the database")
 }
-
-// NotesPrefix is where nodes tell each other something in the KV of a datacenter.
-// It is of one mesh, and no copy of the node has it.
-const NotesPrefix = "xivo-mesh/"

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"time"
 
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/files"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/limit"
@@ -20,7 +19,7 @@ const (
 	LockFile     = platform.StateDir + "/lock"
 	ManifestFile = platform.StateDir + "/seal.json"
 	MembersFile  = platform.StateDir + "/members.json"
-	// MembershipFile is when this node last registered, and whom it left.
+	// MembershipFile is how often this node registered.
 	MembershipFile = platform.StateDir + "/membership.json"
 	StatusFile     = platform.StateDir + "/status.json"
 	MarksFile      = platform.StateDir + "/marks.json"
@@ -79,28 +78,13 @@ func (n *Node) Converged() bool {
 
 // Membership is this node's coming and going.
 type Membership struct {
-	// Registered is when this node came into its mesh: when it became, or when it
-	// came back.
-	Registered time.Time `json:"registered"`
-	// Registrations counts them. The overlay compares counters, and believes no clock.
+	// Registrations counts when this node came into its mesh: it became, or came back.
+	// Members compare counters, and believe no clock.
 	Registrations uint64 `json:"registrations,omitempty"`
-	// Left are the addresses of the members that it left.
-	Left []string `json:"left,omitempty"`
 }
 
-// Membership reads it. A node that never left registered when it became.
+// Membership reads it. A node that never left registered once.
 func (n *Node) Membership() (Membership, error) {
 	m := Membership{Registrations: 1}
-	if n.Journal != nil {
-		m.Registered = n.Journal.Steps[Become].At
-	}
 	return m, n.ReadState(MembershipFile, &m)
-}
-
-func (n *Node) registered() time.Time {
-	m, err := n.Membership()
-	if err != nil {
-		n.Log.Warn("when this node came back is not known", "error", err)
-	}
-	return m.Registered
 }

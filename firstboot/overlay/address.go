@@ -16,6 +16,7 @@ import (
 
 // Address is a node's place in the overlay, which a member keeps for life.
 type Address struct {
+	// Range is not valid in a network that an operator brought.
 	Range   netip.Prefix `json:"range"`
 	Address netip.Addr   `json:"address"`
 	// Try says how many addresses were drawn before it.
@@ -70,8 +71,8 @@ func ReadAddress(dir string) (Address, error) {
 	if err := json.Unmarshal(raw, &a); err != nil {
 		return Address{}, fmt.Errorf("overlay: read %s: %w", name, err)
 	}
-	if !a.Address.Is4() || !a.Range.IsValid() || !a.Range.Contains(a.Address) || a.UUID == uuid.Nil {
-		return Address{}, fmt.Errorf("overlay: %s holds no address of its range", name)
+	if !a.Address.Is4() || a.Range.IsValid() && !a.Range.Contains(a.Address) || a.UUID == uuid.Nil {
+		return Address{}, fmt.Errorf("overlay: %s holds no address, or none of its range", name)
 	}
 	return a, nil
 }

@@ -94,7 +94,7 @@ type Service struct {
 	refused map[string]*Refusal
 	// silent is why the last hello to a peer of the document had no answer.
 	silent map[string]string
-	under   map[string]bool // hellos under way
+	under  map[string]bool // hellos under way
 	// boots is the boot that the device's memory of a peer belongs to.
 	boots map[Key]string
 	local []netip.AddrPort
@@ -528,6 +528,8 @@ type Status struct {
 	Refused map[string]*Refusal `json:"refused,omitempty"`
 	// Silent are the peers of the document that have not answered yet, and why not.
 	Silent map[string]string `json:"silent,omitempty"`
+	// Departures are the nodes whose registration is over, and that are no members.
+	Departures []uuid.UUID `json:"departures,omitempty"`
 	// Alarms are conflicts that a person must end.
 	Alarms []string `json:"alarms,omitempty"`
 	// Strangers counts the connections that got no answer.
@@ -546,6 +548,9 @@ type PeerStatus struct {
 	Greeted time.Duration `json:"greeted"`
 	// Gossip: memberlist takes it for alive. It is no sign of health.
 	Gossip bool `json:"gossip"`
+	// Reached: packets pass to it, as far as this end can tell. With ModeDirect there are
+	// no handshakes, and hellos and gossip are all that tells it.
+	Reached bool `json:"reached"`
 }
 
 // parts are what Run opened; nil before.
@@ -558,8 +563,8 @@ func (s *Service) parts() (*Device, *membership) {
 // Status reads it.
 func (s *Service) Status() Status {
 	var st Status
-	var members []Member
-	st.Self, members, _ = s.book.known()
+	self, members, tombstones := s.book.known()
+	st.Self = self
 	st.Asks = s.Peers
 	st.DepartedAt, st.Departed = s.book.departed()
 	st.Strangers = s.greeter.silent.Load()
@@ -583,7 +588,15 @@ func (s *Service) Status() Status {
 	defer s.mu.Unlock()
 	for _, m := range members {
 		state := states[m.Key]
-		st.Peers = append(st.Peers, PeerStatus{m, since(state.Handshake), state.Endpoint, since(s.greeted[m.UUID]), alive[m.UUID.String()]})
+		p := PeerStatus{Member: m, Handshake: since(state.Handshake), Endpoint: state.Endpoint, Greeted: since(s.greeted[m.UUID]), Gossip: alive[m.UUID.String()]}
+		recent := func(age time.Duration) bool { return age >= 0 && age < s.Pace.Silence }
+		p.Reached = recent(p.Handshake) || s.Mode == ModeDirect && (p.Gossip || recent(p.Greeted))
+		st.Peers = append(st.Peers, p)
+	}
+	for _, t := range tombstones {
+		if !slices.ContainsFunc(members, func(m Member) bool { return m.UUID == t.UUID }) {
+			st.Departures = append(st.Departures, t.UUID)
+		}
 	}
 	st.Refused, st.Silent = maps.Clone(s.refused), maps.Clone(s.silent)
 	return st

@@ -17,7 +17,6 @@ func TestWhatFollowsFromASecretStaysTheSame(t *testing.T) {
 		"account":            {g.Account(), "xivo-mesh-33e88e"},
 		"broker password":    {g.BrokerPassword().Reveal(), "Q8mU09ZgpcodAKaLAzrc10Ze_JTyH9k96wJZCVBU"},
 		"directory password": {g.DirectoryPassword().Reveal(), "O04pvIsaJ4tjBOLGlNVmtGp_hZF01TlnuhxaAARR"},
-		"consul token":       {g.ConsulToken().Reveal(), "4fe8a46f-c53e-4feb-beaf-e2894bc9d292"},
 		"gossip key":         {g.GossipKey().Reveal(), "GjqppKgwKwi5Dks1GQVXEg=="},
 	} {
 		if c.got != c.want {

@@ -39,11 +39,6 @@ func (g Generation) BrokerPassword() Secret { return g.text("rabbitmq-federation
 // mesh. URL-safe, and within the 64 characters that XiVO's columns hold.
 func (g Generation) DirectoryPassword() Secret { return g.text("confd-web-service") }
 
-// ConsulToken is the ACL master token of the mesh, in the form of a UUID.
-func (g Generation) ConsulToken() Secret {
-	return Token([16]byte(g.Derive("consul-master-token", 16)))
-}
-
 // Token is bytes that nobody guesses in the form of a UUID, as Consul has its tokens.
 func Token(raw [16]byte) Secret {
 	u := uuid.UUID(raw)

@@ -59,7 +59,7 @@ type Config struct {
 // NetworkConfig is the block network.
 type NetworkConfig struct {
 	// `overlay`, an encrypted network of the mesh's own, or `direct`, one that is
-	// there already: a VPN, for example. Needed where anything else is set.
+	// there already: a VPN, for example. Defaults to `overlay`.
 	Mode string `mapstructure:"mode"`
 	// In `overlay`, where the nodes' addresses in it are drawn from: an IPv4
 	// network of /8 to /30 in private or shared address space that no node uses
@@ -94,11 +94,10 @@ type ConsulConfig struct {
 
 // FirewallConfig is the block firewall.
 type FirewallConfig struct {
-	// Open the ports of the mesh for the mesh only. Defaults to true.
+	// Close the ports of the mesh to everybody else. Defaults to true.
 	Enabled config.Trilean `mapstructure:"enabled"`
-	// Guard the ports that XiVO had open before, too. Defaults to false.
-	Strict config.Trilean `mapstructure:"strict"`
-	// IPv4 addresses and networks that may reach them, too.
+	// IPv4 addresses and networks that may reach xivo-ctid (9495) and RabbitMQ's
+	// management (15672), too.
 	Allow []string `mapstructure:"allow"`
 	// `open` lets all local users of the node ask the cloud's metadata service,
 	// which may give out the user data with the secret. Defaults to root only.
@@ -217,7 +216,6 @@ func (c *ConsulConfig) block() map[string]any {
 func (f *FirewallConfig) block() map[string]any {
 	block := map[string]any{}
 	setBool(block, "enabled", f.Enabled)
-	setBool(block, "strict", f.Strict)
 	setList(block, "allow", f.Allow)
 	setText(block, "metadata", f.Metadata)
 	return block

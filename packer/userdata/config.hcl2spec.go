@@ -108,7 +108,6 @@ func (*FlatDirectoryConfig) HCL2Spec() map[string]hcldec.Spec {
 // Where the contents of a field with a `mapstructure:,squash` tag are bubbled up.
 type FlatFirewallConfig struct {
 	Enabled  *bool    `mapstructure:"enabled" cty:"enabled" hcl:"enabled"`
-	Strict   *bool    `mapstructure:"strict" cty:"strict" hcl:"strict"`
 	Allow    []string `mapstructure:"allow" cty:"allow" hcl:"allow"`
 	Metadata *string  `mapstructure:"metadata" cty:"metadata" hcl:"metadata"`
 }
@@ -126,7 +125,6 @@ func (*FirewallConfig) FlatMapstructure() interface{ HCL2Spec() map[string]hclde
 func (*FlatFirewallConfig) HCL2Spec() map[string]hcldec.Spec {
 	s := map[string]hcldec.Spec{
 		"enabled":  &hcldec.AttrSpec{Name: "enabled", Type: cty.Bool, Required: false},
-		"strict":   &hcldec.AttrSpec{Name: "strict", Type: cty.Bool, Required: false},
 		"allow":    &hcldec.AttrSpec{Name: "allow", Type: cty.List(cty.String), Required: false},
 		"metadata": &hcldec.AttrSpec{Name: "metadata", Type: cty.String, Required: false},
 	}

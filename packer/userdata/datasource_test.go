@@ -41,7 +41,6 @@ consul {
 }
 firewall {
   enabled = false
-  strict  = true
   allow   = ["10.0.0.0/8"]
   metadata = "open"
 }
@@ -56,7 +55,7 @@ func TestOutput(t *testing.T) {
 		"secret-file":   `peers = ["a"]` + "\n" + `secret_file = "/etc/mesh.secret"` + "\n" + `advertise = "10.0.0.7"`,
 		"direct":        "peers = []\n" + word + "network {\n mode = \"direct\"\n interface = \"wg0\"\n shared = true\n}\n",
 		"empty-blocks":  "peers = []\n" + word + "network {}\ndirectory {}\nconsul {}\nfirewall {}\n",
-		"some-booleans": "peers = []\n" + word + "firewall {\n strict = true\n}\n",
+		"some-booleans": "peers = []\n" + word + "consul {\n encrypt = true\n}\n",
 	} {
 		t.Run(name, func(t *testing.T) {
 			var d Datasource
@@ -104,7 +103,7 @@ func TestProblemsAreThoseOfAttributes(t *testing.T) {
 		"a range of the Internet":       {`peers = []` + "\n" + word + "\nnetwork {\n" + `mode = "overlay"` + "\n" + `range = "8.8.0.0/16"` + "\n}", []string{`network.range: "8.8.0.0/16" is not private or shared address space`}},
 		"a port of XiVO's":              {`peers = []` + "\n" + word + "\nnetwork {\n" + `mode = "overlay"` + "\nport = 5060\n}", []string{"network.port: 5060 belongs to SIP"}},
 		"port 0":                        {`peers = []` + "\n" + word + "\nnetwork {\n" + `mode = "overlay"` + "\nport = 0\n}", []string{`network.port: "0" is not a port`}},
-		"an interface without a mode":   {`peers = []` + "\n" + word + "\nnetwork {\n" + `interface = "wg0"` + "\n}", []string{"network.interface: has no meaning without a mode", "`mode = \"direct\"`"}},
+		"an interface without a mode":   {`peers = []` + "\n" + word + "\nnetwork {\n" + `interface = "wg0"` + "\n}", []string{"network.interface: has no meaning in the mode overlay", "`mode = \"direct\"`"}},
 		"direct through nothing":        {`peers = []` + "\n" + word + "\nnetwork {\n" + `mode = "direct"` + "\n}", []string{"network.interface: is missing"}},
 		"a peer in the range":           {`peers = ["a", "100.88.0.7"]` + "\n" + word + "\nnetwork {\n" + `mode = "overlay"` + "\n}", []string{`peers[1]: "100.88.0.7" lies in network.range`}},
 		"a mode for the metadata":       {`peers = []` + "\n" + word + "\nfirewall {\n" + `metadata = "closed"` + "\n}", []string{"firewall.metadata:", "write open"}},

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io/fs"
 	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"testing"
@@ -17,6 +18,7 @@ import (
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/consul"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/engine"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/node"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/overlay"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/platform"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/postgres"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/rabbitmq"
@@ -89,10 +91,14 @@ func Server(t *testing.T, version string, db *pgx.Conn) *node.Node {
 		t.Fatal(err)
 	}
 	n.Platform.Init = &Manager{Env: map[string]string{"XIVO_UUID": OldUUID}}
-	n.Document.Config = &cloudinit.Config{Version: 1, Secret: "four tired bakers sang before dawn", Topology: cloudinit.TopologyMesh}
+	n.Document.Config = &cloudinit.Config{
+		Version: 1, Secret: "four tired bakers sang before dawn", Topology: cloudinit.TopologyMesh,
+		Network: cloudinit.Network{Mode: cloudinit.NetworkOverlay, Range: netip.MustParsePrefix("10.0.0.0/29"), Port: 9484},
+	}
 	n.Journal = n.NewJournal(node.Identity{
-		UUID: uuid.MustParse("99999999-2222-4333-8444-555555555555"), Hostname: "xivo-b", Name: "xivo-b-99999999", Advertise: "10.0.0.2",
+		UUID: uuid.MustParse("99999999-2222-4333-8444-555555555555"), Hostname: "xivo-b", Name: "xivo-b-99999999",
 	})
+	Addressed(t, n, "10.0.0.2/29")
 	n.Servers.OpenConsul = func(context.Context) (*consul.Client, error) { return nil, errors.New("this server has no Consul") }
 	n.Servers.OpenBroker = func(context.Context) (*rabbitmq.Client, error) { return nil, errors.New("this server has no broker") }
 	n.Servers.OpenDB = func(context.Context) (*pgx.Conn, error) {
@@ -102,6 +108,17 @@ func Server(t *testing.T, version string, db *pgx.Conn) *node.Node {
 		return db, nil
 	}
 	return n
+}
+
+// Addressed lets a node keep an address in a range of its mesh's own network.
+func Addressed(t *testing.T, n *node.Node, address string) {
+	t.Helper()
+	p := netip.MustParsePrefix(address)
+	dir := n.Platform.Path(node.MeshDir)
+	a := overlay.Address{Range: p.Masked(), Address: p.Addr(), UUID: n.Identity().UUID}
+	if err := errors.Join(os.MkdirAll(dir, 0o700), a.Save(dir)); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // Connect opens a database for as long as the test runs.
