@@ -318,12 +318,12 @@ func TestConsulKeepsItsStateWhereItsConfigurationIsRefused(t *testing.T) {
 // theirIP has one address and one route, where they are given. This machine's own stay as
 // they are, and so does its firewall.
 const theirIP = `#!/bin/sh
-told() { [ ! -e "$0.$1" ] || while read -r line; do echo "$line"; done <"$0.$1"; }
+told() { [ ! -e "$0.$1" ] || while read -r line; do echo "$line "; done <"$0.$1"; }
 case "$*" in
 "addr show dev lo") echo "1: lo:"; told addr ;;
 "addr add "*) echo "inet $3 scope global lo" >"$0.addr" ;;
 "-4 route show table main") told route ;;
-"route replace unreachable "*) echo "unreachable $4 metric $6 " >"$0.route" ;;
+"route replace unreachable "*) echo "unreachable $4 metric $6" >"$0.route" ;;
 esac
 `
 

@@ -18,8 +18,7 @@ import (
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/platform"
 )
 
-// booting is a node that has become, before Consul and the broker start. Its firewall
-// cannot be set, since that would be this machine's.
+// booting is a node that has become, before Consul and the broker start.
 func booting(t *testing.T) (n *node.Node, log *bytes.Buffer) {
 	t.Helper()
 	n = nodetest.Server(t, "16.03", nil)
@@ -29,7 +28,6 @@ func booting(t *testing.T) (n *node.Node, log *bytes.Buffer) {
 	log = new(bytes.Buffer)
 	n.Log = slog.New(slog.NewTextHandler(log, nil))
 	n.Document.Config = cloudinit.Alone()
-	n.Document.Config.Firewall.Allow = []string{"not an address"}
 	if err := n.WriteState(node.MembersFile, []mesh.Member{{UUID: uuid.New(), Host: "b", Address: "192.0.2.20"}}); err != nil {
 		t.Fatal(err)
 	}
@@ -38,6 +36,7 @@ func booting(t *testing.T) (n *node.Node, log *bytes.Buffer) {
 
 func TestANodeIsNotHeldBackByTheFirewall(t *testing.T) {
 	n, log := booting(t)
+	n.Document.Config.Firewall.Allow = []string{"not an address"} // else it would be this machine's
 	converge.Guard(t.Context(), n)
 	if !strings.Contains(log.String(), "not guarded") {
 		t.Errorf("it is not told: %s", log)
