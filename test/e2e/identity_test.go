@@ -173,7 +173,7 @@ printf 'xivo:\n  version: 1\n  peers: []\n  secret: seven small boats left harbo
 	})
 	t.Run("converge does what plan said", func(t *testing.T) {
 		s.run(t, `systemctl stop xivo-mesh
-iptables -F XIVO-MESH
+iptables -F XIVO-MESH-IN
 PGPASSWORD=proformatique psql -q -h localhost -U asterisk -c "DELETE FROM accesswebservice WHERE name LIKE 'xivo-mesh-%'" asterisk`)
 		plan := s.run(t, "xivo-firstboot plan")
 		asPlanned(t, "converge", plan, s.run(t, "xivo-firstboot converge 2>&1; systemctl start xivo-mesh"))
