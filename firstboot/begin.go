@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 
-	"github.com/xivo-mesh/packer-plugin-xivo/cloudinit"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/become"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/converge"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/kvexport"
@@ -97,7 +96,7 @@ func prepare(ctx context.Context, n *node.Node, confirmed bool) (node.Action, st
 	}
 	if n.Config() == nil {
 		// A sealed image without a document must not run as the original did.
-		n.Document.Config = cloudinit.Alone()
+		n.Document.Config = become.Alone()
 		why += ", without a document: it will be alone"
 	}
 	id, err := become.Identity(ctx, n, action == node.Adopt)

@@ -7,11 +7,28 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/xivo-mesh/packer-plugin-xivo/cloudinit"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/identity"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/localnet"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/node"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/overlay"
 )
+
+// aloneRanges are where the address of a node without a document may come from.
+var aloneRanges = []netip.Prefix{overlay.DefaultRange, netip.MustParsePrefix("10.88.0.0/16"), netip.MustParsePrefix("172.31.88.0/24"), netip.MustParsePrefix("192.168.88.0/24")}
+
+// Alone is the document of a node that was given none. Nobody chose the range of its
+// network, so that it is one which this machine does not use.
+func Alone() *cloudinit.Config {
+	c := cloudinit.Alone()
+	for _, in := range aloneRanges {
+		if localnet.RangeFree(in, overlay.Interface) == nil {
+			c.Network.Range = in
+			break
+		}
+	}
+	return c
+}
 
 // rangeFree refuses a range for the mesh's network that this machine uses for something
 // else: what is there would be reached no more.
