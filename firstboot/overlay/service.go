@@ -94,7 +94,7 @@ type Service struct {
 	refused map[string]*Refusal
 	// silent is why the last hello to a peer of the document had no answer.
 	silent map[string]string
-	under   map[string]bool // hellos under way
+	under  map[string]bool // hellos under way
 	// boots is the boot that the device's memory of a peer belongs to.
 	boots map[Key]string
 	local []netip.AddrPort
