@@ -5,8 +5,8 @@ import (
 	"errors"
 	"fmt"
 
-	"github.com/xivo-mesh/packer-plugin-xivo/cloudinit"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/become"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/converge"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/kvexport"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/node"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/sealing"
@@ -40,6 +40,9 @@ func begin(ctx context.Context, n *node.Node, confirmed bool) (node.Action, stri
 		if err := n.MakeStateDir(); err != nil {
 			return action, why, err
 		}
+		if err := overlayStopped(ctx, n); err != nil {
+			return action, why, err
+		}
 		if err := n.ForgetMesh(); err != nil {
 			return action, why, err
 		}
@@ -50,6 +53,16 @@ func begin(ctx context.Context, n *node.Node, confirmed bool) (node.Action, stri
 		return action, why, n.Journal.Save()
 	}
 	return action, why, nil
+}
+
+// overlayStopped ends the service that has the key of who this machine was: of a copy
+// that ran, the original's. A boot finds none.
+func overlayStopped(ctx context.Context, n *node.Node) error {
+	runs, err := n.Platform.Init.Active(ctx, converge.OverlayUnit)
+	if err != nil || !runs {
+		return err
+	}
+	return n.Platform.Init.Stop(ctx, converge.OverlayUnit)
 }
 
 // prepare takes the decision on the identity, which is in the journal of this
@@ -83,7 +96,7 @@ func prepare(ctx context.Context, n *node.Node, confirmed bool) (node.Action, st
 	}
 	if n.Config() == nil {
 		// A sealed image without a document must not run as the original did.
-		n.Document.Config = cloudinit.Alone()
+		n.Document.Config = become.Alone()
 		why += ", without a document: it will be alone"
 	}
 	id, err := become.Identity(ctx, n, action == node.Adopt)

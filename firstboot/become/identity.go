@@ -2,13 +2,33 @@ package become
 
 import (
 	"context"
+	"net/netip"
 	"os"
 
 	"github.com/google/uuid"
 
+	"github.com/xivo-mesh/packer-plugin-xivo/cloudinit"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/identity"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/localnet"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/node"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/overlay"
 )
+
+// aloneRanges are where the address of a node without a document may come from.
+var aloneRanges = []netip.Prefix{overlay.DefaultRange, netip.MustParsePrefix("10.88.0.0/16"), netip.MustParsePrefix("172.31.88.0/24"), netip.MustParsePrefix("192.168.88.0/24")}
+
+// Alone is the document of a node that was given none. Nobody chose the range of its
+// network, so that it is one which this machine does not use.
+func Alone() *cloudinit.Config {
+	c := cloudinit.Alone()
+	for _, in := range aloneRanges {
+		if localnet.RangeFree(in, overlay.Interface) == nil {
+			c.Network.Range = in
+			break
+		}
+	}
+	return c
+}
 
 // Identity decides who this node will be, all of it at once: a new XiVO UUID, or
 // for a server that is adopted the one that its daemons have, and the host's name. It is

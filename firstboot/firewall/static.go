@@ -148,13 +148,13 @@ func (s static) in(ipv6 bool) ([]string, error) {
 		// It carries IPv4 only.
 		rules = append(rules, own+"-j DROP")
 	default:
-		// Linux takes what is addressed to one of its addresses by any interface.
+		// Linux takes what is addressed to one of its addresses by any interface. What
+		// came in fragments is whole again in INPUT.
 		in := s.Range.Masked().String()
 		rules = append(rules,
 			"-d "+in+" ! "+own+"-j DROP",
 			"-s "+in+" ! "+own+"-j DROP",
 			own+"-p icmp -j RETURN",
-			own+"-f -j RETURN",
 			own+"-p tcp -m tcp "+underWay+" -j RETURN",
 		)
 		for _, port := range peerTCP {

@@ -272,7 +272,7 @@ func (t *tables) read(ctx context.Context) (state, error) {
 
 const (
 	// lockWait is how long another program may hold the lock on the rules.
-	lockWait = 10 * time.Second
+	lockWait = 5 * time.Second
 	// attempts is how often a change is tried. Old versions take no lock, and fail
 	// without a word when another program changed the rules between.
 	attempts = 3
@@ -319,13 +319,17 @@ func (t *tables) run(ctx context.Context, stdin, name string, args ...string) (s
 		switch {
 		case err == nil:
 			return out, nil
+		case locked(err) && wait(limited):
 		case limited.Err() != nil && ctx.Err() == nil:
-			return "", fmt.Errorf("%s: another program kept the lock on the rules for %s; try again when it is done: %w", name, lockWait, err)
-		case !locked(err) || !wait(limited):
+			return "", fmt.Errorf("%w for %s; try again when it is done: %w", errKept, lockWait, err)
+		default:
 			return "", err
 		}
 	}
 }
+
+// errKept is that a command waited for the lock in vain.
+var errKept = errors.New("another program kept the lock on the rules")
 
 // once runs a command, with -w if it knows that.
 func (t *tables) once(ctx context.Context, stdin, name, path string, args []string) (string, error) {
@@ -356,7 +360,7 @@ func (t *tables) once(ctx context.Context, stdin, name, path string, args []stri
 
 // locked says whether a command failed since another program changes the rules.
 func locked(err error) bool {
-	return err != nil && (strings.Contains(err.Error(), "xtables lock") || strings.Contains(err.Error(), "temporarily unavailable"))
+	return err != nil && (errors.Is(err, errKept) || strings.Contains(err.Error(), "xtables lock") || strings.Contains(err.Error(), "temporarily unavailable"))
 }
 
 // lookUp finds a command where iptables is, also with a PATH of a user.

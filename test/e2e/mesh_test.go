@@ -234,9 +234,10 @@ func (m life) cloneOfANode(t *testing.T) {
 	if err := m.Nodes[4].WaitRunning(deadline(t, lab.Hang)); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := m.Nodes[4].WaitJoined(deadline(t, lab.Hang), 2, m.Nodes[4].Booted); err != nil {
-		t.Fatal(err)
-	}
+	// It knows of node 3, which is off, and says so.
+	waitStatus(t, m.Nodes[4], "that nodes 1 and 2 answer", func(s scenario.Status) bool {
+		return s.State == "degraded" && s.Answered(m.UUIDs[1]) && s.Answered(m.UUIDs[2]) && strings.Contains(s.Why, "node3")
+	})
 	if err := m.Nodes[3].PowerOn(t.Context()); err != nil {
 		t.Fatal(err)
 	}

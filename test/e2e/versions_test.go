@@ -128,7 +128,7 @@ func (c *clones) nothingLeft(t *testing.T) {
 func (c *clones) plannedAsDone(t *testing.T) {
 	node := subject{c.nodes[0], t}
 	node.run(t, `systemctl stop xivo-mesh
-iptables -F XIVO-MESH
+iptables -F XIVO-MESH-IN
 curl -sf -u guest:guest -X DELETE http://127.0.0.1:15672/api/parameters/federation-upstream/%2F/xivomesh`+strings.ReplaceAll(c.uuids[1], "-", "")[:12]+`
 PGPASSWORD=proformatique psql -q -h localhost -U asterisk -c "DELETE FROM directories WHERE name LIKE 'xivomesh%'" asterisk`)
 	plan := node.run(t, "xivo-firstboot plan")

@@ -7,6 +7,8 @@ import (
 	"io/fs"
 	"maps"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 	"time"
 
@@ -104,8 +106,31 @@ func (n *Node) CheckNetwork(ctx context.Context) error {
 	return localnet.RangeFree(network.Range, overlay.Interface, outside...)
 }
 
-// OverlayKey is that the node has a key of its own there.
-func (n *Node) OverlayKey() engine.Resource { return overlay.KeyPair(n.Platform.Path(MeshDir)) }
+// OverlayKey is that the node has a key of its own there. One beside the address of
+// another node is that node's.
+func (n *Node) OverlayKey() engine.Resource {
+	dir := n.Platform.Path(MeshDir)
+	own := overlay.KeyPair(dir)
+	foreign := func() bool {
+		a, err := overlay.ReadAddress(dir)
+		return err == nil && a.UUID != n.Identity().UUID
+	}
+	return engine.New(func(ctx context.Context) ([]string, error) {
+		if foreign() {
+			return []string{"this node has no key of its own"}, nil
+		}
+		return own.Diff(ctx)
+	}, func(ctx context.Context) error {
+		if foreign() {
+			for _, name := range []string{overlay.KeyFile, overlay.StateFile, overlay.AddressFile} {
+				if err := os.Remove(filepath.Join(dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+					return err
+				}
+			}
+		}
+		return own.Apply(ctx)
+	})
+}
 
 // Overlay asks the service of the mesh's network.
 func (n *Node) Overlay() overlay.Remote {
