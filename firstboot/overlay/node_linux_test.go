@@ -47,6 +47,10 @@ type nodeConfig struct {
 	Boot       string
 	Registered uint64
 	Peers      []string
+	// Mode is that of an overlay where it is "".
+	Mode string
+	// Silence is after which time a peer counts as silent; 0 is the service's own.
+	Silence time.Duration
 }
 
 func rootOf(secret string) (r overlay.Root) {
@@ -70,14 +74,17 @@ func runNode() error {
 	if err != nil {
 		return err
 	}
-	if err := overlay.Addressed(c.Address).Apply(ctx); err != nil {
-		return err
+	if c.Mode == "" {
+		c.Mode = overlay.ModeOverlay
+		if err := overlay.Addressed(c.Address).Apply(ctx); err != nil {
+			return err
+		}
 	}
 	s, err := overlay.New(overlay.Config{
-		Dir: c.Dir, Root: rootOf(c.Secret), Key: key, Address: c.Address, Mode: overlay.ModeOverlay,
+		Dir: c.Dir, Root: rootOf(c.Secret), Key: key, Address: c.Address, Mode: c.Mode,
 		UUID: c.UUID, Host: c.Host, Version: c.Version, Boot: c.Boot, Registered: c.Registered, Peers: c.Peers,
 		Log:  slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug})),
-		Pace: overlay.Pace{Look: time.Second, Next: time.Second},
+		Pace: overlay.Pace{Look: time.Second, Next: time.Second, Silence: c.Silence},
 	})
 	if err != nil {
 		return err
