@@ -84,12 +84,12 @@ type Network struct {
 	Shared bool
 }
 
-// Advertise says at which address the other nodes reach this one. At most one
-// field is set; the zero value is "auto".
+// Advertise says where the other nodes try to reach this one first, before the addresses
+// that the machine has. At most one field is set; the zero value is "auto".
 type Advertise struct {
 	// Address is an IPv4 address that other machines can reach.
 	Address string
-	// Interface is the network interface whose IPv4 address it is.
+	// Interface is the network interface whose IPv4 addresses these are.
 	Interface string
 }
 

@@ -9,6 +9,9 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/xivo-mesh/packer-plugin-xivo/cloudinit"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/localnet"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/node"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/node/nodetest"
 	"github.com/xivo-mesh/packer-plugin-xivo/test/lab/schema"
 	"github.com/xivo-mesh/packer-plugin-xivo/test/lab/server"
@@ -25,6 +28,36 @@ func TestANodeWhoseAddressIsGoneIsTold(t *testing.T) {
 	told = addressMoved("192.0.2.1", true, nil)
 	if len(told) != 1 || !strings.Contains(told[0], "`systemctl restart xivo-overlay-address` gives it back") {
 		t.Errorf("in a network of the mesh's own: %v", told)
+	}
+}
+
+// What goes over a network that strangers may be in is told for as long as it does.
+func TestANetworkThatStrangersMayBeInIsTold(t *testing.T) {
+	direct := func(dev string, shared bool) cloudinit.Network {
+		return cloudinit.Network{Mode: cloudinit.NetworkDirect, Interface: dev, Shared: shared}
+	}
+	with := map[string]cloudinit.Network{"one that the document says is shared": direct("nosuch0", true)}
+	local, err := node.LocalAddresses()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, dev := range local {
+		if yes, err := localnet.DefaultRoute(dev); err != nil {
+			t.Fatal(err)
+		} else if yes {
+			with["one with the default route, whatever the document says"] = direct(dev, false)
+		}
+	}
+	for name, network := range with {
+		t.Run(name, func(t *testing.T) {
+			told, err := sharedNetwork(network)
+			if err != nil || len(told) != 1 || !strings.Contains(told[0], "whoever is in the network of "+network.Interface+" reads the contacts, statuses and passwords") {
+				t.Errorf("%q, %v", told, err)
+			}
+		})
+	}
+	if told, err := sharedNetwork(direct("nosuch0", false)); err != nil || len(told) > 0 {
+		t.Errorf("of one that is not: %q, %v", told, err)
 	}
 }
 

@@ -29,13 +29,13 @@ type Config struct {
 	Secret string `mapstructure:"secret"`
 	// A file on the node, with an absolute path, that holds the secret.
 	SecretFile string `mapstructure:"secret_file"`
-	// What carries what the nodes tell each other. Defaults to the network that
-	// they stand in.
+	// What carries what the nodes tell each other. Defaults to a network of the
+	// mesh's own.
 	Network NetworkConfig `mapstructure:"network"`
-	// The IPv4 address at which the other nodes reach this one. Defaults to
-	// `auto`, which the node finds out at each boot.
+	// An IPv4 address at which the other nodes try to reach this one first.
+	// Defaults to `auto`: those that the machine has, whichever they are.
 	Advertise string `mapstructure:"advertise"`
-	// The network interface whose IPv4 address it is, instead of `advertise`.
+	// The network interface whose IPv4 addresses these are, instead of `advertise`.
 	AdvertiseInterface string `mapstructure:"advertise_interface"`
 	// `auto`, `keep` or `regenerate`. Defaults to `auto`, which is right for
 	// images that `xivo-seal` made.
