@@ -91,7 +91,7 @@ func journal(id, product, more string, done ...string) files {
 		steps = append(steps, fmt.Sprintf(`%q: {"state": "done", "at": "2026-01-01T00:00:00Z"}`, d))
 	}
 	return files{journalFile: fmt.Sprintf(`{"format": 1, "instance": {"id": %q, "product": %q},
- "identity": {"uuid": %q, "hostname": "xivo", "name": "xivo-5b4f0f1a", "advertise": "10.0.0.1"%s}, "steps": {%s}}`,
+ "identity": {"uuid": %q, "hostname": "xivo", "name": "xivo-5b4f0f1a"%s}, "steps": {%s}}`,
 		id, product, wizardUUID, more, strings.Join(steps, ", "))}
 }
 
@@ -315,6 +315,7 @@ func hasBegun(t *testing.T, n *node.Node, id node.Identity, done ...string) {
 	t.Helper()
 	id.UUID, id.Hostname, id.Name = uuid.MustParse(wizardUUID), "xivo", "xivo-5b4f0f1a"
 	n.Journal = n.NewJournal(id)
+	nodetest.Addressed(t, n, "10.0.0.1/29")
 	nodetest.Done(t, n, done...)
 }
 

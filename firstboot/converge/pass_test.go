@@ -78,7 +78,7 @@ func TestStates(t *testing.T) {
 		{"one does not", sees(names, reached(second, third)), one(second.UUID.String()), Degraded, "no answer from xivo3 (10.0.0.3)"},
 		{"all answer, while the service does not run", sees(names, knows(second, third), overlayDown), both, Joined, ""},
 		{"it left", sees(knows(second), silent(second), leftItself), nil, Alone, "this node left the mesh, or was taken out of it, at "},
-		{"it was forgotten while it was away", sees(knows(second), silent(second), refuses("x", overlay.Departed, "r")), nil, Alone, "`xivo-firstboot leave --undo` takes it back"},
+		{"it was forgotten while it was away", sees(knows(second), silent(second), refuses("x", overlay.Departed, "r")), nil, Alone, "this node left the mesh, or was taken out of it; `xivo-firstboot leave --undo` takes it back"},
 		{"it was refused", sees(names, refuses("x", overlay.OtherVersion, "it runs another version")), nil, Waiting, "x does not let this node in: it runs another version; it goes on alone"},
 		{"it was refused, and its members are away", sees(names, knows(second), silent(second), refuses("x", overlay.OtherVersion, "r")), nil, Joining, "no peer answered yet"},
 		{"a version that cannot be joined", sees(names, notJoinable), nil, Waiting, "cannot be joined to others"},

@@ -3,7 +3,9 @@ package converge
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"time"
 
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/mesh"
@@ -84,6 +86,13 @@ func Waits(ctx context.Context, n *node.Node) string {
 		return fmt.Sprintf("there is no document that can be read: %v", d.Err)
 	case !n.Journal.Settled():
 		return "settle has not ended; see `journalctl -u xivo-firstboot-settle`"
+	}
+	if _, err := n.KeptAddress(); errors.Is(err, fs.ErrNotExist) {
+		return fmt.Sprintf("this node keeps no address in the mesh's network: restore %s from a backup; one that became before meshes had a network has none, so boot another in its place", node.MeshDir)
+	} else if err != nil {
+		return err.Error()
+	}
+	switch {
 	case n.Converged():
 		// The wizard was passed then, and whatever is down now is no reason to wait
 		// for it again.

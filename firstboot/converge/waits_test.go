@@ -1,7 +1,10 @@
 package converge_test
 
 import (
+	"errors"
+	"io/fs"
 	"log/slog"
+	"os"
 	"strings"
 	"testing"
 
@@ -45,6 +48,36 @@ func TestTheFirstDocumentOfANodeWaitsForABecome(t *testing.T) {
 			}
 			nodetest.Put(t, was, cloudinit.ConfigFile, "xivo:\n  version: 1\n  peers: []\n  secret: seven small boats left harbour today\n")
 			if says := converge.Waits(t.Context(), found(t, was)); !strings.Contains(says, "`xivo-firstboot run` does it") {
+				t.Errorf("it says: %s", says)
+			}
+		})
+	}
+}
+
+// What keeps no address cannot be reached by others, whatever a pass would do.
+func TestANodeWithoutAnAddressSaysWhatToDo(t *testing.T) {
+	n := nodetest.Server(t, "16.03", nil)
+	nodetest.Done(t, n, node.Become, node.Settle)
+	if err := n.WriteState(node.StatusFile, converge.Status{State: converge.Joined}); err != nil {
+		t.Fatal(err)
+	}
+	if says := converge.Waits(t.Context(), n); says != "" {
+		t.Fatalf("with one: %s", says)
+	}
+	for name, c := range map[string]struct{ content, says string }{
+		"none, as what became before meshes had a network": {"", "boot another in its place"},
+		"that of another node":                             {`{"range": "10.0.0.0/29", "address": "10.0.0.3", "uuid": "` + nodetest.PeerUUID + `"}`, "restore /var/lib/xivo-firstboot/mesh from a backup"},
+		"half of one":                                      {`{"range": "10.0`, "read " + n.Platform.Path(node.MeshDir, "address.json")},
+	} {
+		t.Run(name, func(t *testing.T) {
+			file := node.MeshDir + "/address.json"
+			if err := os.Remove(n.Platform.Path(file)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				t.Fatal(err)
+			}
+			if c.content != "" {
+				nodetest.Put(t, n, file, c.content)
+			}
+			if says := converge.Waits(t.Context(), n); !strings.Contains(says, c.says) {
 				t.Errorf("it says: %s", says)
 			}
 		})
