@@ -243,6 +243,24 @@ func TestWhetherANodeKeepsOut(t *testing.T) {
 	}
 }
 
+// The document names the hub as people know it; one document serves all nodes.
+func TestWhereTheHubOfTheDocumentLeads(t *testing.T) {
+	for named, want := range map[string]string{
+		"":           "",
+		"10.0.0.1":   self.Address,
+		"10.0.0.3":   "10.0.0.3",
+		"192.0.2.77": "192.0.2.77",
+		"127.0.0.1":  self.Address, // this machine's own
+		"localhost":  self.Address, // so is what a name of it leads to
+	} {
+		t.Run(named, func(t *testing.T) {
+			if got, err := hub(t.Context(), sees(func(v *View) { v.Document.Hub = named })); got != want || err != nil {
+				t.Errorf("it leads to %q, %v; want %q", got, err, want)
+			}
+		})
+	}
+}
+
 func outside(m mesh.Member, addresses ...string) mesh.Member { m.Outside = addresses; return m }
 
 func TestWhichLinksAreWanted(t *testing.T) {
