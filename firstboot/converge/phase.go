@@ -32,7 +32,8 @@ var Phase = engine.Phase[*Pass]{
 		{Name: "rabbitmq-policy", Text: "the exchange xivo, and only it, is federated", Open: withBroker(policy)},
 		{Name: "wan", Text: "this node is in Consul's WAN with the others", When: engine.First(joinable, reachesOrKeepsOut), Open: wan},
 		{Name: "members", Text: "who is in the mesh is kept on the disk", When: joinable, Open: members},
-		{Name: "upstreams", Text: "a federation upstream for every link", When: joinable, After: "rabbitmq-federation", Open: upstreams},
+		// So does a link that comes only when the plugin is enabled anew.
+		{Name: "upstreams", Text: "a federation upstream for every link", Deadline: node.FederationTime, When: joinable, After: "rabbitmq-federation", Open: upstreams},
 		{Name: "directories", Text: "a directory source for every member", When: joinable, Open: directories},
 		{Name: "dird", Text: "xivo-dird has read its sources", When: joinable, After: "directories", Open: dirdRestarted},
 		// Once more: what it consists of changes when XiVO is upgraded.

@@ -68,6 +68,7 @@ func TestAFederationThatWasCutOffIsMended(t *testing.T) {
 	become(t, peer.ready(t).FederationUser(account, password))
 	b := startBroker(t, "127.0.0.6", plugins...)
 	c := b.ready(t)
+	t.Setenv("PATH", b.Tools(t)+":"+os.Getenv("PATH"))
 	for _, of := range []*broker{peer, b} {
 		put(t, of.api+"/api/exchanges/%2F/xivo", `{"type":"topic","durable":true}`)
 	}
@@ -75,13 +76,37 @@ func TestAFederationThatWasCutOffIsMended(t *testing.T) {
 	upstream, policy := b.api+"/api/parameters/federation-upstream/%2F/"+u.Name, b.api+"/api/policies/%2F/"+policyName
 	reset := func() {
 		for _, url := range []string{upstream, policy} {
-			if req, err := http.NewRequest(http.MethodDelete, url, nil); err == nil {
-				req.SetBasicAuth("guest", "guest")
-				if resp, err := http.DefaultClient.Do(req); err == nil {
-					resp.Body.Close()
-				}
+			status(t, http.MethodDelete, url)
+		}
+	}
+	running := func() error {
+		links, err := c.Links(t.Context())
+		if links[u.Name].State != "running" {
+			return fmt.Errorf("links %v, %v", links, err)
+		}
+		return nil
+	}
+	mended := func(t *testing.T) {
+		t.Helper()
+		become(t, c.LinkedUpstream(u))
+		eventually(t, "the link", running)
+	}
+	// untilCut tries until a request that was cut off left what is looked for.
+	untilCut := func(t *testing.T, method, url string, body any, before func(), left func() bool) {
+		t.Helper()
+		raw, err := json.Marshal(body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for try := range 1000 {
+			before()
+			cutOff(t, method, url, raw, time.Duration(try%20)*100*time.Microsecond)
+			if left() {
+				t.Logf("try %d", try)
+				return
 			}
 		}
+		t.Fatal("the broker always acted on what it was asked for")
 	}
 
 	for _, tc := range []struct {
@@ -94,46 +119,88 @@ func TestAFederationThatWasCutOffIsMended(t *testing.T) {
 		{"the policy", policy, wantedPolicy, c.Upstream(u), c.Policy()},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			body, err := json.Marshal(tc.body)
-			if err != nil {
-				t.Fatal(err)
-			}
-			// It takes some tries to hit the moment.
-			for try := 0; ; try++ {
-				if try == 1000 {
-					t.Fatal("the broker always acted on what it stored")
-				}
+			untilCut(t, http.MethodPut, tc.url, tc.body, func() {
 				reset()
 				if err := tc.first.Apply(t.Context()); err != nil {
 					t.Fatal(err)
 				}
-				cutOff(t, tc.url, body, time.Duration(try%15)*100*time.Microsecond)
+			}, func() bool {
 				if diff, err := tc.stored.Diff(t.Context()); err != nil {
 					t.Fatal(err)
 				} else if diff != nil {
-					continue
+					return false
 				}
-				if diff, err := c.LinkedUpstream(u).Diff(t.Context()); err != nil {
+				diff, err := c.LinkedUpstream(u).Diff(t.Context())
+				if err != nil {
 					t.Fatal(err)
-				} else if diff != nil {
-					t.Logf("try %d: %s", try, diff)
-					break
 				}
-			}
-			become(t, c.LinkedUpstream(u))
-			eventually(t, "the link", func() error {
-				links, err := c.Links(t.Context())
-				if links[u.Name].State != "running" {
-					return fmt.Errorf("links %v, %v", links, err)
-				}
-				return nil
+				return diff != nil
 			})
+			mended(t)
 		})
 	}
+
+	// The supervisor of the bus's links has ended, and its place is taken: the broker
+	// fails at each change of an upstream, and stores it.
+	t.Run("the removal of the policy", func(t *testing.T) {
+		untilCut(t, http.MethodDelete, policy, nil, func() {
+			for _, s := range []engine.Resource{c.Policy(), c.Upstream(u)} {
+				if err := s.Apply(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+			}
+			eventually(t, "the link", running)
+		}, func() bool {
+			return status(t, http.MethodDelete, upstream) == http.StatusInternalServerError
+		})
+		if err := c.Policy().Apply(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.LinkedUpstream(u).Apply(t.Context()); err == nil {
+			t.Fatal("the broker is as it should be")
+		}
+		mended(t)
+	})
+
+	// The place of the supervisor of the bus's links is taken, and it does not exist:
+	// so the broker leaves it when its start fails. It calls all that it is asked for a
+	// success.
+	t.Run("neither the upstream anew nor the policy anew helps", func(t *testing.T) {
+		for _, s := range []engine.Resource{c.Upstream(u), c.Policy()} {
+			if err := s.Apply(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		const orphan = `
+			[{Bus, _, _, _}] = mirrored_supervisor:which_children(rabbit_federation_exchange_link_sup_sup),
+			{_, Delegate, _, _} = lists:keyfind(delegate, 1, supervisor2:which_children(rabbit_federation_exchange_link_sup_sup)),
+			ok = supervisor2:terminate_child(Delegate, Bus), ok = supervisor2:delete_child(Delegate, Bus).`
+		if out, err := platform.Run(t.Context(), "rabbitmqctl", "eval", orphan); err != nil {
+			t.Fatal(out, err)
+		}
+		mended(t)
+		wanted(t, Plugins(&platform.Platform{Root: b.Root}))
+	})
 }
 
-// cutOff asks the broker to set something, and is gone a moment later.
-func cutOff(t *testing.T, where string, body []byte, after time.Duration) {
+// status of the broker's answer to a request without a body.
+func status(t *testing.T, method, url string) int {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), method, url, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.SetBasicAuth("guest", "guest")
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	return resp.StatusCode
+}
+
+// cutOff asks the broker for something, and is gone a moment later.
+func cutOff(t *testing.T, method, where string, body []byte, after time.Duration) {
 	t.Helper()
 	u, err := url.Parse(where)
 	if err != nil {
@@ -144,7 +211,7 @@ func cutOff(t *testing.T, where string, body []byte, after time.Duration) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	req, err := http.NewRequest(http.MethodPut, where, bytes.NewReader(body))
+	req, err := http.NewRequest(method, where, bytes.NewReader(body))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -115,8 +115,13 @@ func (f federationPlugin) Apply(ctx context.Context) error {
 	if err := f.listed.Apply(ctx); err != nil {
 		return err
 	}
-	_, err := platform.Run(ctx, "rabbitmq-plugins", append([]string{"enable"}, federation...)...)
-	if err == nil && f.client.federating(ctx, enableTime) == nil {
+	// The tool goes on when the program that started it is killed. Of two that enable
+	// a plugin at once, one fails, and the plugin runs all the same.
+	patience := enableTime
+	if _, err := platform.Run(ctx, "rabbitmq-plugins", append([]string{"enable"}, federation...)...); err != nil {
+		patience = loadTime
+	}
+	if f.client.federating(ctx, patience) == nil {
 		return nil
 	}
 	if ctx.Err() != nil {

@@ -32,6 +32,12 @@ var (
 
 const roundDeadline = 2 * lab.Hang // for a first boot, its kills and its end
 
+// A phase that gives the same answer so often, and for so long, gives no other one.
+const (
+	sameAnswers = 10
+	sameFor     = 3 * time.Minute
+)
+
 // TestCrash kills the first boot of an unsealed copy and that of a sealed image
 // with SIGKILL, at every boundary of their steps and at random instants, and
 // starts it again each time. In the end the machine is the same as after a first
@@ -46,6 +52,11 @@ func TestCrash(t *testing.T) {
 		*kills = 1
 	}
 	t.Logf("seed %d", *seed)
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("the same choices again: -kills %d -seed %d", *kills, *seed)
+		}
+	})
 	c := &crash{
 		lab:    unsealedLab(t, "failpoints"),
 		random: rand.New(rand.NewPCG(*seed, 0)),
@@ -80,7 +91,7 @@ func TestCrash(t *testing.T) {
 		diff := undisturbed.differences(have)
 		lost += len(diff)
 		if len(diff) > 0 {
-			t.Errorf("after kills at\n  %s\nthis is not as without them:\n%s", join(killed), strings.Join(diff, "\n"))
+			t.Errorf("after kills at\n  %s\nthis is not as without them:\n%s\n%s", join(killed), strings.Join(diff, "\n"), c.logs)
 			t.Fatal("what did it: ", c.blame(t, undisturbed, p))
 		}
 	}
@@ -123,6 +134,7 @@ type crash struct {
 	document []byte
 	random   *rand.Rand
 	rounds   int
+	logs     string // what the last round's broker and program said at the end
 }
 
 // plan says how the program is killed in one first boot.
@@ -249,10 +261,11 @@ func (c *crash) round(t *testing.T, p plan) (endState, []kill) {
 	r.run("systemctl", "start", "xivo-confd", "xivo-dird", "xivo-ctid")
 	r.phase("converge")
 	if out := r.run("xivo-firstboot", "plan"); !strings.HasPrefix(out, "nothing to change\n") {
-		t.Errorf("after kills at\n  %s\na plan is left: %s", join(r.killed), out)
+		t.Errorf("after kills at\n  %s\na plan is left: %s\n%s", join(r.killed), out, r.broker())
 	}
 
 	state := readEndState(t, m)
+	c.logs = r.logs()
 	t.Logf("first boot %d: %d kills, %s", c.rounds, len(r.killed), time.Since(m.Booted).Round(time.Second))
 	// The next newcomer finds a mesh as this one did.
 	r.run("xivo-firstboot", "leave")
@@ -288,7 +301,41 @@ func (r *round) run(argv ...string) string {
 
 func (r *round) fail(err error) {
 	r.Helper()
-	r.Fatalf("after kills at\n  %s\n%v", join(r.killed), err)
+	r.Fatalf("after kills at\n  %s\n%v\n%s", join(r.killed), err, r.broker())
+}
+
+// broker tells what a person looks for in a broker that does not federate. The
+// machine is gone when the test has ended, and so it is asked before.
+func (r *round) broker() string {
+	return r.tell(`
+		echo '--- federation: the supervisors of links, the places that are taken, what is listed, decorators, the bus'
+		rabbitmqctl eval '
+			Sup = rabbit_federation_exchange_link_sup_sup,
+			{[{element(2, X), P, catch length(supervisor2:which_children(P))} || {X, P, _, _} <- (catch mirrored_supervisor:which_children(Sup))],
+			 [{element(2, X), Owner} || {_, {S, X}, Owner, _} <- ets:tab2list(mirrored_sup_childspec), S =:= Sup],
+			 catch rabbit_federation_status:status(),
+			 rabbit_registry:lookup_all(exchange_decorator),
+			 rabbit_exchange:lookup({resource, <<"/">>, exchange, <<"xivo">>})}.'
+		echo '--- enabled plugins'; cat /etc/rabbitmq/enabled_plugins
+		echo '--- tools of RabbitMQ that run'; ps axww -o pid,ppid,etime,args | grep '[r]abbitmq-plugins\|[r]abbitmqctl'`) + r.logs()
+}
+
+// logs are the ends of what the broker and our program said.
+func (r *round) logs() string {
+	return r.tell(`
+		echo '--- the broker'; tail -qn 80 /var/log/rabbitmq/*@*.log | cut -c1-600
+		echo '--- its starts and ends'; journalctl --boot --no-pager --quiet --lines=20 --unit=rabbitmq-server`)
+}
+
+// tell runs a script of which each line may fail, and returns all that it said.
+func (r *round) tell(script string) string {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.ctx), time.Minute)
+	defer cancel()
+	out, err := r.m.Run(ctx, "sh", "-c", "exec 2>&1\n"+script+"\ntrue")
+	if err != nil {
+		out += err.Error()
+	}
+	return strings.TrimSpace(out) + "\n"
 }
 
 // asPlanned takes a phase from its begin to its end, and compares what it does
@@ -310,6 +357,7 @@ func withFailpoints(file, phase string) []string {
 func (r *round) phase(name string) {
 	r.Helper()
 	starts := r.plan.starts / len(firstboot.Phases())
+	var same answers
 	err := lab.Wait(r.ctx, name+" to end", func(ctx context.Context) (bool, error) {
 		for {
 			argv := withFailpoints("/run/failpoints", name)
@@ -323,6 +371,9 @@ func (r *round) phase(name string) {
 			case code == 0:
 				return true, nil
 			case code == 3 && name == "converge" || ctx.Err() != nil:
+				if n, since := same.count(out); n >= sameAnswers && since > sameFor {
+					r.fail(fmt.Errorf("%d times the same answer in %s: %w: %s", n, since.Round(time.Second), err, out))
+				}
 				return false, fmt.Errorf("%w: %s", err, out) // joining
 			case code != killedByKill:
 				r.fail(err)
@@ -339,6 +390,24 @@ func (r *round) phase(name string) {
 	if err != nil {
 		r.fail(err)
 	}
+}
+
+// answers counts equal ones.
+type answers struct {
+	last  string
+	times int
+	since time.Time
+}
+
+// count takes an answer, and tells how often in a row it was given, and for how
+// long. An answer is the last line that the program printed: its state.
+func (a *answers) count(out string) (int, time.Duration) {
+	lines := strings.Split(strings.TrimSpace(out), "\n")
+	if state := lines[len(lines)-1]; state != a.last || a.times == 0 {
+		*a = answers{last: state, since: time.Now()}
+	}
+	a.times++
+	return a.times, time.Since(a.since)
 }
 
 // diskFull lets the disk be full while the KV is exported: nothing is removed.

@@ -179,8 +179,9 @@ func (c *clones) findAndSee(t *testing.T) {
 }
 
 func (c *clones) lookUp(t *testing.T) {
-	question := `curl -ksSf -H "X-Consul-Token: $(sed -n 's/^  token: //p' /etc/xivo-ctid/conf.d/050-xivo-consul-token.yml)" "https://localhost:8500/v1/catalog/service/xivo-ctid?dc=$1"`
-	if c.version >= "16.15" { // from then on without a token, and only those whose check passes
+	// Without a token, as xivo-ctid asks, whatever its configuration holds.
+	question := `curl -ksSf "https://localhost:8500/v1/catalog/service/xivo-ctid?dc=$1"`
+	if c.version >= "16.15" { // from then on only those whose check passes
 		question = `curl -ksSf "https://localhost:8500/v1/health/service/xivo-ctid?passing&dc=$1"`
 	}
 	for n, node := range c.nodes {
@@ -192,7 +193,11 @@ func (c *clones) lookUp(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if !strings.Contains(out, c.uuids[1-n]) || !strings.Contains(out, c.nodes[1-n].Address.String()) {
+		address, err := c.nodes[1-n].MeshAddress(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !strings.Contains(out, c.uuids[1-n]) || !strings.Contains(out, `"`+address+`"`) {
 			t.Errorf("%s finds %s", node.Name, out)
 		}
 		if c.version != "15.20" {

@@ -174,6 +174,17 @@ func (n *Node) UUID(ctx context.Context) (string, error) {
 	return n.SQL(ctx, "SELECT uuid FROM infos")
 }
 
+// MeshAddress is the node's address in the network of the mesh's own.
+func (n *Node) MeshAddress(ctx context.Context) (string, error) {
+	out, err := n.Run(ctx, "cat", "/var/lib/xivo-firstboot/mesh/address.json")
+	if err != nil {
+		return "", err
+	}
+	var kept struct{ Address string }
+	err = json.Unmarshal([]byte(out), &kept)
+	return kept.Address, err
+}
+
 // User is a person on a node.
 type User struct {
 	ID                  int

@@ -127,14 +127,16 @@ func (b *Broker) run(t testing.TB) {
 	b.cmd = cmd
 }
 
-// Tools is a folder for PATH with the broker's own rabbitmq-plugins.
+// Tools is a folder for PATH with the broker's own rabbitmq-plugins and rabbitmqctl.
 func (b *Broker) Tools(t testing.TB) string {
 	t.Helper()
 	folder := t.TempDir()
-	script := fmt.Sprintf("#!/bin/sh\nexec env -i '%s' unshare --root='%s' --wd=/ /usr/lib/rabbitmq/bin/rabbitmq-plugins \"$@\"\n",
-		strings.Join(b.env, "' '"), debianRoot(t))
-	if err := os.WriteFile(filepath.Join(folder, "rabbitmq-plugins"), []byte(script), 0o755); err != nil {
-		t.Fatal(err)
+	for _, tool := range []string{"rabbitmq-plugins", "rabbitmqctl"} {
+		script := fmt.Sprintf("#!/bin/sh\nexec env -i '%s' unshare --root='%s' --wd=/ /usr/lib/rabbitmq/bin/%s \"$@\"\n",
+			strings.Join(b.env, "' '"), debianRoot(t), tool)
+		if err := os.WriteFile(filepath.Join(folder, tool), []byte(script), 0o755); err != nil {
+			t.Fatal(err)
+		}
 	}
 	return folder
 }
