@@ -18,8 +18,12 @@ import (
 // What several phases set up, each of them as this node has it.
 
 // ConsulConfig is Consul's configuration, with these addresses to join in the WAN
-// at each start.
+// at each start: in a network of the mesh's own with none, as a peer of the document
+// has another address there, and Consul would ask for it on the LAN for ever.
 func (n *Node) ConsulConfig(joinWAN []string) engine.Resource {
+	if n.HasOverlay() {
+		joinWAN = nil
+	}
 	token, err := n.ConsulToken()
 	if err != nil {
 		return engine.Broken(err)
