@@ -263,7 +263,7 @@ func (o *overlayMesh) lasting(t *testing.T, but ...string) map[string]string {
 				shown[fmt.Sprintf("%s of node %d", unit, n)] = runIn(t, node, "systemctl show --property=MainPID,ActiveEnterTimestampMonotonic "+unit)
 			}
 		}
-		shown[fmt.Sprintf("connections of node %d", n)] = runIn(t, node, fmt.Sprintf("ss -Htn state established '( dport = :5672 and dst != 127.0.0.0/8 )' | awk '{print $3, $4}' | sort"))
+		shown[fmt.Sprintf("connections of node %d", n)] = runIn(t, node, "ss -Htn state established '( dport = :5672 and dst != 127.0.0.0/8 )' | awk '{print $3, $4}' | sort")
 	}
 	return shown
 }
@@ -327,7 +327,7 @@ func (o *overlayMesh) nothingInClear(t *testing.T) {
 	}
 	t.Logf("%d frames on the link, of %d secrets none in clear: %v", len(onLink), len(secrets), passed)
 	for k := range passed {
-		if !slices.Contains([]string{"ARP", "ICMP", "ICMPv6", "UDP 9484", "TCP 9484", "UDP 67"}, k) {
+		if !slices.Contains([]string{"ARP", "ICMP", "ICMPv6", "IGMP", "UDP 9484", "TCP 9484", "UDP 67"}, k) {
 			t.Errorf("%d times %s passed between nodes", passed[k], k)
 		}
 	}
@@ -358,6 +358,8 @@ func kind(f lab.Frame) string {
 	switch names := map[byte]string{6: "TCP", 17: "UDP"}; {
 	case proto == 1:
 		return "ICMP"
+	case proto == 2:
+		return "IGMP"
 	case proto == 58:
 		return "ICMPv6"
 	case names[proto] != "" && len(p) >= 4:
@@ -760,12 +762,15 @@ func (o *overlayMesh) copied(t *testing.T) {
 	must(t, o.nodes[3].PowerOn(t.Context()))
 	o.nodes[3].Address = scenario.Address(3)
 	must(t, twin.WaitRunning(deadline(t, lab.Hang)))
-	runIn(t, twin, "umask 077; head -c 32 /dev/urandom | base64 >/var/lib/xivo-firstboot/mesh/wg.key; systemctl restart xivo-overlay")
+	runIn(t, twin, fmt.Sprintf(`umask 077; head -c 32 /dev/urandom | base64 >/var/lib/xivo-firstboot/mesh/wg.key; systemctl restart xivo-overlay
+ip addr flush dev eth0 scope global; ip addr add %s/24 dev eth0`, twin.Address))
 	must(t, twin.Plug(t.Context()))
-	s := waitStatus(t, twin, "that it is refused", func(s scenario.Status) bool {
-		return anyHas(append(s.Notices, s.Why), "has the UUID of node3", o.uuids[3])
-	})
+	named := func(s scenario.Status) bool {
+		return anyHas(append(s.Notices, s.Why), "node3", o.uuids[3], "has the UUID of node3")
+	}
+	s := waitStatus(t, twin, "that it is refused", func(s scenario.Status) bool { return s.State == "waiting" && named(s) })
 	t.Logf("the copy is %s: %s", s.State, s.Why)
+	waitStatus(t, o.nodes[1], "that there is a copy", named)
 	telephonyRuns(t, twin)
 	o.settle(t, 1, 2, 3, 4)
 	o.flow(t, nil)
