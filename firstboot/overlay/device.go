@@ -165,9 +165,10 @@ func (d *Device) Close() {
 func (d *Device) Done() <-chan struct{} { return d.dev.Wait() }
 
 // Set adds a peer, or changes its endpoints: where packets go stays as it is as long
-// as a handshake is not older than silence. A peer outside the range, and one with an
-// address that this node or another peer has, is an error and changes nothing: WireGuard
-// would give the address to the last one that claims it.
+// as a handshake is not older than silence. A peer that tells of none, as one does
+// between two addresses, is looked for where it was. A peer outside the range, and one
+// with an address that this node or another peer has, is an error and changes nothing:
+// WireGuard would give the address to the last one that claims it.
 func (d *Device) Set(p Peer) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -189,14 +190,14 @@ func (d *Device) Set(p Peer) error {
 	if was.Address != p.Address {
 		return fmt.Errorf("overlay: the peer %s is at %s, and not moved to %s", p.Key, was.Address, p.Address)
 	}
-	if slices.Equal(was.Endpoints, p.Endpoints) {
+	if len(p.Endpoints) == 0 || slices.Equal(was.Endpoints, p.Endpoints) {
 		return nil
 	}
 	// It moved away from where packets go, and says so before it could send one.
 	state := d.states()[p.Key]
 	moved := slices.Contains(was.Endpoints, state.Endpoint) && !slices.Contains(p.Endpoints, state.Endpoint)
 	was.Endpoints, was.tried = p.Endpoints, 0
-	if (moved || !state.Endpoint.IsValid()) && len(p.Endpoints) > 0 {
+	if moved || !state.Endpoint.IsValid() {
 		return d.direct(p.Key, p.Endpoints[0])
 	}
 	return nil

@@ -25,7 +25,7 @@ import (
 // who talks to one. All of them end with the end of their standard input, so that they
 // do with the test, however it ends.
 func TestMain(m *testing.M) {
-	roles := map[string]func() error{"node": runNode, "echo": runEcho, "talk": runTalk, "strange": runStrange, "device": runDevice}
+	roles := map[string]func() error{"node": runNode, "echo": runEcho, "talk": runTalk, "strange": runStrange, "device": runDevice, "moving": runMoving}
 	role, ok := roles[os.Getenv("OVERLAY_ROLE")]
 	if !ok {
 		os.Exit(m.Run())

@@ -172,3 +172,38 @@ func runDevice() error {
 	fmt.Println("ok")
 	return nil
 }
+
+func TestAPeerThatHadNoAddressForAMomentIsReachedAtItsNextOne(t *testing.T) {
+	m := newMachine(t)
+	p := m.self(t, "moving")
+	if got := p.line(t); got != "192.0.2.2:9484" {
+		t.Errorf("packets go to %s", got)
+	}
+}
+
+// runMoving tells a device of a peer that loses its address and gets another, and prints
+// where packets to it go then.
+func runMoving() error {
+	ctx := context.Background()
+	own, err := overlay.Draw(uuid.New(), overlay.DefaultRange)
+	if err != nil {
+		return err
+	}
+	if err := overlay.Addressed(own).Apply(ctx); err != nil {
+		return err
+	}
+	d, err := overlay.OpenDevice(ctx, overlay.DeviceConfig{Root: rootOf(theSecret), Key: overlay.NewKey(), Address: own, Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	peer := overlay.Peer{Key: overlay.NewKey().Public(), Address: own.Address.Next()}
+	for _, ends := range [][]netip.AddrPort{{netip.MustParseAddrPort("192.0.2.1:9484")}, nil, {netip.MustParseAddrPort("192.0.2.2:9484")}} {
+		peer.Endpoints = ends
+		if err := d.Set(peer); err != nil {
+			return err
+		}
+	}
+	fmt.Println(d.States()[peer.Key].Endpoint)
+	return nil
+}

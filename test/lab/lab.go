@@ -12,12 +12,9 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"runtime"
 	"strconv"
 	"sync"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/xivo-mesh/packer-plugin-xivo/packer/nspawn/machine"
 )
@@ -144,38 +141,13 @@ func (l *Lab) Machines() []*Machine {
 	return all
 }
 
+// Net is the lab's own network: the bridge, with HostAddress.
+func (l *Lab) Net() Net { return Net{l.sandbox.Namespace("net")} }
+
 // Dial connects to a machine from HostAddress, as a user's computer does. The
 // address is an IP literal with a port.
 func (l *Lab) Dial(ctx context.Context, network, address string) (net.Conn, error) {
-	if _, err := netip.ParseAddrPort(address); err != nil {
-		return nil, fmt.Errorf("lab: dial: %w", err)
-	}
-	// A socket belongs to the namespace that its thread is in when it is made.
-	runtime.LockOSThread()
-	own, err := os.Open("/proc/thread-self/ns/net")
-	if err != nil {
-		runtime.UnlockOSThread()
-		return nil, err
-	}
-	defer own.Close()
-	theirs, err := os.Open(l.sandbox.Namespace("net"))
-	if err != nil {
-		runtime.UnlockOSThread()
-		return nil, fmt.Errorf("lab: the lab is closed: %w", err)
-	}
-	defer theirs.Close()
-	if err := unix.Setns(int(theirs.Fd()), unix.CLONE_NEWNET); err != nil {
-		runtime.UnlockOSThread()
-		return nil, fmt.Errorf("lab: enter the lab's network: %w", err)
-	}
-	conn, dialErr := (&net.Dialer{FallbackDelay: -1}).DialContext(ctx, network, address)
-	if err := unix.Setns(int(own.Fd()), unix.CLONE_NEWNET); err != nil {
-		// A thread that stays locked ends with its goroutine, and is not used
-		// for anything else.
-		return nil, fmt.Errorf("lab: come back from the lab's network: %w", err)
-	}
-	runtime.UnlockOSThread()
-	return conn, dialErr
+	return l.Net().Dial(ctx, network, address)
 }
 
 // SaveLogs writes the journal and the console of every machine into a folder,

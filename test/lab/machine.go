@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -23,7 +24,8 @@ type Node struct {
 	Name       string // of the machine in the lab and its host name
 	InstanceID string // empty: one made from the name
 	Address    netip.Addr
-	UserData   []byte // nil: none
+	Gateway    netip.Addr // of a container; the zero value is HostAddress
+	UserData   []byte     // nil: none
 	// Disk is a machine that is off, of whose disk this one gets a copy instead
 	// of the image's: as when somebody clones a VM.
 	Disk *Machine
@@ -118,7 +120,7 @@ func (l *Lab) seed(n Node) error {
 		Hostname:   n.Name,
 		Interface:  "eth0",
 		Address:    netip.PrefixFrom(n.Address, Network.Bits()),
-		Gateway:    HostAddress,
+		Gateway:    cmp.Or(n.Gateway, HostAddress),
 		UserData:   n.UserData,
 	})
 }

@@ -56,6 +56,8 @@ func Address(n int) netip.Addr {
 type Node struct {
 	*lab.Machine
 	Number int
+	// Inside: its people sit at the node itself, for which its address may change.
+	Inside bool
 	mesh   *Mesh
 }
 
@@ -76,11 +78,36 @@ func (m *Mesh) BootCopy(ctx context.Context, n int, of *Node) (*Node, error) {
 	return m.boot(ctx, n, m.userData, of.Machine)
 }
 
-func (m *Mesh) boot(ctx context.Context, n int, userData []byte, disk *lab.Machine) (*Node, error) {
-	name := "node" + strconv.Itoa(n)
+// BootBehind switches on node n where a neighbour is its gateway, and the bridge is not
+// its link.
+func (m *Mesh) BootBehind(ctx context.Context, n int, router *lab.Neighbour, gateway, address netip.Addr) (*Node, error) {
 	machine, err := m.Lab.Start(ctx, lab.Node{
-		Name:       name,
-		InstanceID: "iid-" + name,
+		Name: nameOf(n), InstanceID: "iid-" + nameOf(n), Address: address, Gateway: gateway, UserData: m.userData,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &Node{Machine: machine, Number: n, Inside: true, mesh: m}, machine.Behind(ctx, router)
+}
+
+// BootTwin switches on node n with a copy of the disk of another, which is off, and with
+// the other's instance id: nothing tells that it is a copy.
+func (m *Mesh) BootTwin(ctx context.Context, n int, of *Node) (*Node, error) {
+	machine, err := m.Lab.Start(ctx, lab.Node{
+		Name: nameOf(n), InstanceID: "iid-" + of.Name, Address: Address(n), UserData: m.userData, Disk: of.Machine,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &Node{Machine: machine, Number: n, mesh: m}, nil
+}
+
+func nameOf(n int) string { return "node" + strconv.Itoa(n) }
+
+func (m *Mesh) boot(ctx context.Context, n int, userData []byte, disk *lab.Machine) (*Node, error) {
+	machine, err := m.Lab.Start(ctx, lab.Node{
+		Name:       nameOf(n),
+		InstanceID: "iid-" + nameOf(n),
 		Address:    Address(n),
 		UserData:   userData,
 		Disk:       disk,

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"slices"
 	"sync"
 	"time"
 
@@ -34,12 +35,12 @@ func (c Contact) Name() string { return c.ColumnValues["name"] }
 // default: a question to its xivo-dird over HTTPS, from the user's computer.
 func (n *Node) Lookup(ctx context.Context, term string) ([]Contact, error) {
 	client := &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{
-		DialContext:       n.mesh.Lab.Dial,
+		DialContext:       n.dial,
 		DisableKeepAlives: true,
 		// XiVO's certificate is for any name and of its own making.
 		TLSClientConfig: &tls.Config{InsecureSkipVerify: true},
 	}}
-	u := fmt.Sprintf("https://%s:9489/0.1/directories/lookup/default?term=%s", n.Address, url.QueryEscape(term))
+	u := fmt.Sprintf("https://%s/0.1/directories/lookup/default?term=%s", n.at(9489), url.QueryEscape(term))
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u, nil)
 	if err != nil {
 		return nil, err
@@ -92,6 +93,7 @@ type Client struct {
 
 	mu      sync.Mutex
 	status  map[userKey]string
+	told    []Told
 	gone    error // why the connection ended; nil while it stands
 	changed chan struct{}
 }
@@ -101,9 +103,34 @@ type userKey struct {
 	id   int
 }
 
+// Told is something that a client was told: a status of a user, or, without the UUID of
+// a XiVO, that its own change of one was done.
+type Told struct {
+	XiVO   string
+	User   int
+	Status string
+	At     time.Time
+}
+
+// dial connects from where this node's people are.
+func (n *Node) dial(ctx context.Context, network, address string) (net.Conn, error) {
+	if n.Inside {
+		return n.Net().Dial(ctx, network, address)
+	}
+	return n.mesh.Lab.Dial(ctx, network, address)
+}
+
+// at is where they find a port of this node.
+func (n *Node) at(port uint16) string {
+	if n.Inside {
+		return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), port).String()
+	}
+	return netip.AddrPortFrom(n.Address, port).String()
+}
+
 // Connect logs in on this node.
 func (n *Node) Connect(ctx context.Context) (*Client, error) {
-	conn, err := n.mesh.Lab.Dial(ctx, "tcp", netip.AddrPortFrom(n.Address, 5003).String())
+	conn, err := n.dial(ctx, "tcp", n.at(5003))
 	if err != nil {
 		return nil, fmt.Errorf("%s: log in: %w", n.Name, err)
 	}
@@ -121,9 +148,10 @@ func (c *Client) read() {
 			UserID   int    `json:"user_id"`
 			Status   string `json:"status"`
 		}
-		if json.Unmarshal(lines.Bytes(), &m) == nil && m.Class == "user_status_update" {
+		if json.Unmarshal(lines.Bytes(), &m) == nil && (m.Class == "user_status_update" || m.Class == "set_user_status") {
 			c.mu.Lock()
 			c.status[userKey{m.XivoUUID, m.UserID}] = m.Status
+			c.told = append(c.told, Told{m.XivoUUID, m.UserID, m.Status, time.Now()})
 			c.mu.Unlock()
 		}
 		c.wake()
@@ -171,7 +199,14 @@ func (c *Client) SetStatus(user int, status string) error {
 	return c.send(map[string]any{"class": "set_user_status", "user_id": user, "status": status})
 }
 
-// Sees waits until this client was told that status.
+// Told is all that it was told, in order.
+func (c *Client) Told() []Told {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Clone(c.told)
+}
+
+// Sees waits until this client was told that status; without a UUID, that it was set.
 func (c *Client) Sees(ctx context.Context, xivo string, user int, status string) error {
 	return c.await(ctx, xivo, user, fmt.Sprintf("as %q", status), func(have string) bool { return have == status })
 }
