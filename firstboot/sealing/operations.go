@@ -63,6 +63,7 @@ func Operations() []Operation {
 	return []Operation{
 		{Step: step{Name: "watch", Text: "the watch of a node is stopped", Open: node.Plain(watchStopped)}, Counterpart: by("systemd starts it")},
 		{Step: step{Name: kvexport.ExportStep, Text: "Consul's KV is exported", Open: node.Plain(kvExported)}, Counterpart: firstBoot("settle." + kvexport.ImportStep)},
+		{Step: step{Name: "kv-tokens", Text: "no token with which somebody is logged in is in the export", Open: node.Plain(exportOfNobody)}, Counterpart: by("xivo-auth gives new ones")},
 		{Step: step{Name: "directory-rows", Text: "directory sources and the account of a mesh are gone", When: (*node.Node).Joinable, Open: node.WithDB(directoryRemoved)}, Counterpart: firstBoot("converge.directories")},
 		{Step: step{Name: "rabbitmq-plugins", Text: "RabbitMQ's management and federation are enabled in its file", Open: node.Plain(brokerPlugins)}, Counterpart: firstBoot("become.rabbitmq-plugins")},
 		{Step: step{Name: "rabbitmq-management", Text: "RabbitMQ's management listens on loopback only", Open: node.Plain(brokerManagement)}, Counterpart: firstBoot("become.rabbitmq-management")},

@@ -12,6 +12,7 @@ import (
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/kvexport"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/manifest"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/node"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/remains"
 )
 
 // bootWait is how long a machine that Packer has just reached may go on booting.
@@ -25,6 +26,9 @@ type Options struct {
 	Enable, Disable []string
 	// Version is this program's.
 	Version string
+	// KeepValues gets what is this machine's own before anything is taken out. Nil:
+	// nobody wants to search the image for it.
+	KeepValues func(remains.Values) error
 }
 
 // check refuses names of no operation, and a choice with which clones would lack
@@ -101,6 +105,15 @@ func Seal(ctx context.Context, n *node.Node, o Options) (*manifest.Manifest, err
 	}
 	if err := o.checkMachine(ctx, n); err != nil {
 		return nil, fmt.Errorf("seal: %w", err)
+	}
+	if o.KeepValues != nil {
+		values, err := Values(ctx, n)
+		if err == nil {
+			err = o.KeepValues(values)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("seal: %w", err)
+		}
 	}
 	m := &manifest.Manifest{Format: manifest.Format, At: time.Now().UTC(), Firstboot: o.Version, XiVO: n.Platform.Version.String(), Files: map[string]string{}}
 	var err error
