@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/hashicorp/consul/api"
 
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/consul"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/platform"
@@ -82,5 +83,19 @@ func TestAnExportWithoutLiveTokens(t *testing.T) {
 	}
 	if _, err := r.Diff(t.Context()); err == nil {
 		t.Error("half of an export is taken for a whole one")
+	}
+}
+
+func TestNamesBelowAPrefix(t *testing.T) {
+	n := free(t)
+	p := layout(t, "names", n)
+	c, _ := start(t, p)
+	fill(t, raw(t, n), []*api.KVPair{
+		{Key: "xivo/xivo-auth/tokens/0c1b/token"}, {Key: "xivo/xivo-auth/tokens/0c1b/auth_id"}, {Key: "xivo/xivo-auth/tokens/77aa/token"},
+		{Key: "xivo/xivo-auth/token-names/b"}, {Key: "xivo/private/alice"},
+	})
+	names, err := c.Names(t.Context(), "xivo/xivo-auth/tokens/")
+	if diff := cmp.Diff([]string{"0c1b", "77aa"}, names); diff != "" || err != nil {
+		t.Errorf("%v (-want +got):\n%s", err, diff)
 	}
 }
