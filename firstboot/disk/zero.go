@@ -173,7 +173,7 @@ func (f FileSystem) JournalSize() (int64, error) {
 	if err := unix.Statfs(f.Mount, &st); err != nil {
 		return 0, fmt.Errorf("disk: the journal of %s: %w", f.Mount, err)
 	}
-	return 4 * blocks * st.Bsize, nil
+	return 4 * blocks * int64(st.Bsize), nil
 }
 
 // OverwriteJournal writes over the journal of an ext3 or ext4, which holds blocks of
@@ -205,7 +205,7 @@ func (f FileSystem) OverwriteJournal(ctx context.Context) (err error) {
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	// The block of each folder goes through the journal, and others with it. A quarter
 	// more: the kernel may have told of less than there is.
-	for written := int64(0); written < size+size/4; written += folders * st.Bsize {
+	for written := int64(0); written < size+size/4; written += folders * int64(st.Bsize) {
 		if err := ctx.Err(); err != nil {
 			return err
 		}

@@ -20,7 +20,7 @@ func InMemory(name string) error {
 	if err := unix.Statfs(filepath.Dir(name), &st); err != nil {
 		return fmt.Errorf("%s: %w", filepath.Dir(name), err)
 	}
-	if st.Type != unix.TMPFS_MAGIC && st.Type != unix.RAMFS_MAGIC {
+	if kind := uint32(st.Type); kind != unix.TMPFS_MAGIC && kind != unix.RAMFS_MAGIC {
 		return fmt.Errorf("%s is on a disk, so the image would hold the values for which it is to be searched: name a file below /run, and fetch it from there", name)
 	}
 	return nil
