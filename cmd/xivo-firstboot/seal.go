@@ -44,8 +44,8 @@ func (c *cli) sealCommand() *cobra.Command {
 				}
 				o.KeepValues = func(v remains.Values) error { return v.Write(values) }
 			}
-			ctx, cancel := context.WithTimeout(cmd.Context(), 15*time.Minute)
-			defer cancel()
+			// Each operation has its own deadline.
+			ctx := cmd.Context()
 			n, err := c.open()
 			if err != nil {
 				return err

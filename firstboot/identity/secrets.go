@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"regexp"
 
@@ -82,10 +83,13 @@ func eachServiceKey(ctx context.Context, conn *pgx.Conn, add func(name, text str
 	return nil
 }
 
-// eachFile reads the files that match.
+// eachFile reads the files that match. What a link leads to is another file's.
 func eachFile(p *platform.Platform, pattern string, do func(content []byte)) error {
 	names, err := filepath.Glob(p.Path(pattern))
 	for _, name := range names {
+		if st, statErr := os.Lstat(name); statErr == nil && st.Mode()&fs.ModeSymlink != 0 {
+			continue
+		}
 		content, readErr := files.ReadFile(name)
 		if errors.Is(readErr, fs.ErrNotExist) {
 			continue

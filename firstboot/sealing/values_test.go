@@ -1,6 +1,8 @@
 package sealing_test
 
 import (
+	"errors"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -40,6 +42,9 @@ func TestWhatIsThisMachinesOwn(t *testing.T) {
 		platform.ConsulDataDir + "/master_token": token, "/etc/ssh/ssh_host_rsa_key": "an SSH key of this host",
 		"/var/lib/xivo-auth-keys/xivo-ctid-key.yml": "service_id: xivo-ctid\nservice_key: " + ctid + "\n",
 	})
+	if err := errors.Join(os.MkdirAll(n.Platform.Path("/var/lib/dbus"), 0o755), os.Symlink("/etc/machine-id", n.Platform.Path("/var/lib/dbus/machine-id"))); err != nil {
+		t.Fatal(err)
+	}
 	values := func() string {
 		t.Helper()
 		v, err := sealing.Values(t.Context(), n)
