@@ -121,6 +121,9 @@ func syncFileSystem(dir string) error {
 // which no file would get a block.
 func (f FileSystem) giveReserved() (restore func() error, err error) {
 	none := func() error { return nil }
+	if f.Type != "ext3" && f.Type != "ext4" {
+		return none, nil
+	}
 	name, err := f.name()
 	if err != nil {
 		return none, err
