@@ -95,6 +95,17 @@ func (m *Manifest) Proved(operation string) bool {
 	return false
 }
 
+// Skipped is why an operation did not apply to the machine; "" where it did, or where
+// the manifest does not have it.
+func (m *Manifest) Skipped(operation string) string {
+	for _, op := range m.Operations {
+		if op.Name == operation {
+			return op.Skipped
+		}
+	}
+	return ""
+}
+
 // Sum is the SHA-256 of a content, in hex.
 func Sum(content []byte) string {
 	sum := sha256.Sum256(content)

@@ -12,6 +12,7 @@ import (
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/kvexport"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/manifest"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/node"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/remains"
 )
 
 // bootWait is how long a machine that Packer has just reached may go on booting.
@@ -25,6 +26,9 @@ type Options struct {
 	Enable, Disable []string
 	// Version is this program's.
 	Version string
+	// KeepValues gets what is this machine's own before anything is taken out. Nil:
+	// nobody wants to search the image for it.
+	KeepValues func(remains.Values) error
 }
 
 // check refuses names of no operation, and a choice with which clones would lack
@@ -76,6 +80,9 @@ func (o Options) checkMachine(ctx context.Context, n *node.Node) error {
 	if err := n.Platform.WaitBooted(booted); err != nil {
 		return err
 	}
+	if err := databaseStarted(ctx, n); err != nil {
+		return err
+	}
 	if err := n.CheckSchema(ctx); err != nil {
 		return err
 	}
@@ -99,7 +106,7 @@ func Seal(ctx context.Context, n *node.Node, o Options) (*manifest.Manifest, err
 	if err := o.check(); err != nil {
 		return nil, err
 	}
-	if err := o.checkMachine(ctx, n); err != nil {
+	if err := o.begin(ctx, n); err != nil {
 		return nil, fmt.Errorf("seal: %w", err)
 	}
 	m := &manifest.Manifest{Format: manifest.Format, At: time.Now().UTC(), Firstboot: o.Version, XiVO: n.Platform.Version.String(), Files: map[string]string{}}
@@ -121,6 +128,20 @@ func Seal(ctx context.Context, n *node.Node, o Options) (*manifest.Manifest, err
 		return nil, fmt.Errorf("seal: %w", err)
 	}
 	return m, n.WriteState(node.ManifestFile, m)
+}
+
+// begin is all that comes before anything is taken out.
+func (o Options) begin(ctx context.Context, n *node.Node) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	if err := o.checkMachine(ctx, n); err != nil || o.KeepValues == nil {
+		return err
+	}
+	values, err := Values(ctx, n)
+	if err != nil {
+		return err
+	}
+	return o.KeepValues(values)
 }
 
 // Last ends a seal, and says so in the manifest that stays in the image.
@@ -187,8 +208,9 @@ func Verify(n *node.Node) error {
 		}
 	}
 	for _, op := range LastOperations() {
-		if !m.Proved(op.Name) {
-			n.Log.Warn("the seal was not ended, so this image may have keys that other machines have", "operation", op.Name)
+		// One that did not apply to the machine was looked at.
+		if !m.Proved(op.Name) && m.Skipped(op.Name) == "" {
+			n.Log.Warn("the seal was not ended, so this image may have keys that other machines have, or what was deleted in it", "operation", op.Name)
 		}
 	}
 	return nil

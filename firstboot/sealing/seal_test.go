@@ -107,6 +107,14 @@ func TestManifestAtFirstBoot(t *testing.T) {
 			},
 			want: node.TakeOn, told: "operation=build-ssh-key",
 		}, {
+			name: "what was deleted was left on the disk, on request",
+			change: func(t *testing.T, n *node.Node, _ func(string, string)) {
+				change(t, n, func(m *manifest.Manifest) {
+					m.Operations[len(m.Operations)-1] = manifest.Operation{Name: "free-space", Disabled: true}
+				})
+			},
+			want: node.TakeOn, told: "operation=free-space",
+		}, {
 			name: "the UUID was left in on request, so it is no sealed image",
 			change: func(t *testing.T, n *node.Node, _ func(string, string)) {
 				change(t, n, func(m *manifest.Manifest) { m.Operations[0].Disabled = true })
@@ -154,7 +162,7 @@ func TestManifestAtFirstBoot(t *testing.T) {
 			file(cloudinit.BinaryPath, "this build")
 			n := open()
 			n.Seal.Manifest = &manifest.Manifest{Format: 1, XiVO: "16.03",
-				Operations: []manifest.Operation{{Name: "uuid-database"}, {Name: "rabbitmq-federation"}, {Name: "rabbitmq-name"}, {Name: "build-ssh-key"}, {Name: "ssh-host-keys"}},
+				Operations: []manifest.Operation{{Name: "uuid-database"}, {Name: "rabbitmq-federation"}, {Name: "rabbitmq-name"}, {Name: "build-ssh-key"}, {Name: "ssh-host-keys"}, {Name: "swap", Skipped: "a container"}, {Name: "fs-journal"}, {Name: "free-space", Skipped: "a container"}},
 				Files:      map[string]string{cloudinit.BinaryPath: manifest.Sum([]byte("this build"))},
 				KV:         manifest.Sum([]byte("the export")),
 			}
@@ -495,8 +503,10 @@ func underSystemd(t *testing.T, n *node.Node) {
 	script := `#!/bin/sh
 case $1 in
 is-system-running) echo running ;;
+is-active) [ "$2" = postgresql ] && echo active ;;
 show-environment) cat ` + env + ` ;;
 set-environment) echo "$2" > ` + env + ` ;;
+restart) echo "$2" >> ` + n.Platform.Path("/restarted") + ` ;;
 *) echo "systemctl $*: not here" >&2; exit 1 ;;
 esac
 `

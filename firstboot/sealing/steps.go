@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"slices"
 	"time"
 
@@ -99,6 +100,12 @@ func withBroker(open func(*rabbitmq.Client) engine.Resource) func(context.Contex
 	}
 }
 
+func brokerRewritten(ctx context.Context, n *node.Node) (engine.Resource, error) {
+	return withBroker(func(*rabbitmq.Client) engine.Resource {
+		return rabbitmq.Rewritten(n.Platform.Path(platform.RabbitDataDir, "mnesia"), rabbitmq.LocalEval)
+	})(ctx, n)
+}
+
 func uuidInFiles(n *node.Node) engine.Resource {
 	return identity.UUIDInFiles(n.Platform, placeholderUUID)
 }
@@ -189,8 +196,37 @@ func nodeState(n *node.Node) engine.Resource {
 }
 
 func logs(n *node.Node) engine.Resource {
-	journals := counted("journals", files.Absent(n.Platform.Root, "/var/log/journal/*"))
+	journals := counted("journals", noJournals(n))
 	return engine.All{journals, files.Absent(n.Platform.Root, "/var/backups/xivo/*"), files.NoLogs(n.Platform.Root, "/var/log")}
+}
+
+// noJournals also has journald go on in memory: what it has open on the disk would be
+// freed when the machine is switched off, as it is.
+func noJournals(n *node.Node) engine.Resource {
+	absent := files.Absent(n.Platform.Root, "/var/log/journal/*")
+	return engine.New(absent.Diff, func(ctx context.Context) error {
+		if n.Platform.HasSystemd() {
+			// journald writes to the disk where this file is there.
+			err := files.Absent(n.Platform.Root, "/run/systemd/journal/flushed").Apply(ctx)
+			if err := errors.Join(err, n.Platform.Init.Restart(ctx, "systemd-journald")); err != nil {
+				return err
+			}
+		}
+		return absent.Apply(ctx)
+	})
+}
+
+// temporaryFiles leaves the folders that systemd made for services that run.
+func temporaryFiles(n *node.Node) engine.Resource {
+	var patterns, private []string
+	for _, dir := range []string{"/tmp", "/var/tmp"} {
+		patterns = append(patterns, dir+"/*", dir+"/systemd-private-*/tmp/*")
+		found, _ := filepath.Glob(n.Platform.Path(dir, "systemd-private-*"))
+		for _, name := range found {
+			private = append(private, filepath.Join(dir, filepath.Base(name)))
+		}
+	}
+	return counted("temporary files", files.AbsentBut(n.Platform.Root, private, patterns...))
 }
 
 // counted is a resource that tells only how much differs: what it finds has names

@@ -3,7 +3,6 @@ package nspawn
 import (
 	"context"
 	"fmt"
-	"log"
 	"strings"
 	"time"
 
@@ -18,8 +17,12 @@ type stepUnmount struct{ config *Config }
 
 func (s *stepUnmount) Run(ctx context.Context, state multistep.StateBag) multistep.StepAction {
 	sandbox := sandboxOf(state)
+	// What was freed last can be given back when that is on the disk.
+	if err := sandbox.Run(ctx, "sync", "--file-system", rootDir); err != nil {
+		return halt(state, err)
+	}
 	if err := sandbox.Run(ctx, "fstrim", rootDir); err != nil {
-		log.Printf("the image will be larger than needed: %v", err)
+		return halt(state, fmt.Errorf("what was deleted stays readable in the image, since its blocks cannot be given back (output_directory must be on a file system that makes holes, such as ext4 or xfs): %w", err))
 	}
 	if err := sandbox.Run(ctx, "umount", rootDir); err != nil {
 		return halt(state, err)

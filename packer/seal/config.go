@@ -39,6 +39,12 @@ type Config struct {
 	// for it. Beside the image is a good place. Defaults to the current folder, and
 	// a name with the source's in it, such as `xivo-seal-manifest-qemu.xivo.json`.
 	ManifestFile string `mapstructure:"manifest_file"`
+	// Where what was the machine's own (UUIDs, keys, tokens) is written on this host,
+	// for `xivo-firstboot seal --prove IMAGE --values FILE`, which searches the image
+	// for it: a file, or a folder for it. Nobody but you can read the file; it holds
+	// secrets, so keep it away from the image, and remove it after the proof. By
+	// default it is not written.
+	ValuesFile string `mapstructure:"values_file"`
 	// Prefix the commands with `sudo -n`, for a connection that is not root's.
 	Sudo bool `mapstructure:"sudo"`
 
@@ -47,17 +53,20 @@ type Config struct {
 
 // manifestFile is where the manifest goes. A folder may be one that the builder
 // makes, which is not there before the build.
-func (c *Config) manifestFile() string {
-	name := c.ManifestFile
+func (c *Config) manifestFile() string { return c.file(c.ManifestFile, "xivo-seal-manifest") }
+
+// valuesFile is where the values go.
+func (c *Config) valuesFile() string { return c.file(c.ValuesFile, "xivo-seal-values") }
+
+func (c *Config) file(name, otherwise string) string {
 	if st, err := os.Stat(name); name == "" || strings.HasSuffix(name, "/") || err == nil && st.IsDir() {
-		return filepath.Join(name, c.defaultManifestFile())
+		return filepath.Join(name, c.defaultFile(otherwise))
 	}
 	return name
 }
 
-// defaultManifestFile tells the sources of one build apart.
-func (c *Config) defaultManifestFile() string {
-	name := "xivo-seal-manifest"
+// defaultFile tells the sources of one build apart.
+func (c *Config) defaultFile(name string) string {
 	if c.PackerBuildName != "" {
 		name += "-" + strings.ReplaceAll(c.PackerBuilderType+"."+c.PackerBuildName, "/", "-")
 	}

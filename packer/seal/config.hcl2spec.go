@@ -23,6 +23,7 @@ type FlatConfig struct {
 	Enable              []string          `mapstructure:"enable" cty:"enable" hcl:"enable"`
 	Disable             []string          `mapstructure:"disable" cty:"disable" hcl:"disable"`
 	ManifestFile        *string           `mapstructure:"manifest_file" cty:"manifest_file" hcl:"manifest_file"`
+	ValuesFile          *string           `mapstructure:"values_file" cty:"values_file" hcl:"values_file"`
 	Sudo                *bool             `mapstructure:"sudo" cty:"sudo" hcl:"sudo"`
 }
 
@@ -51,6 +52,7 @@ func (*FlatConfig) HCL2Spec() map[string]hcldec.Spec {
 		"enable":                     &hcldec.AttrSpec{Name: "enable", Type: cty.List(cty.String), Required: false},
 		"disable":                    &hcldec.AttrSpec{Name: "disable", Type: cty.List(cty.String), Required: false},
 		"manifest_file":              &hcldec.AttrSpec{Name: "manifest_file", Type: cty.String, Required: false},
+		"values_file":                &hcldec.AttrSpec{Name: "values_file", Type: cty.String, Required: false},
 		"sudo":                       &hcldec.AttrSpec{Name: "sudo", Type: cty.Bool, Required: false},
 	}
 	return s

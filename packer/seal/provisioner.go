@@ -7,7 +7,9 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -30,6 +32,8 @@ const (
 	privateFolders = "/tmp/xivo-seal.XXXXXXXXXX"
 	// manifestPath is where `xivo-firstboot seal` keeps what it did.
 	manifestPath = platform.StateDir + "/seal.json"
+	// valuesPath is in memory: what is written to the disk may be read from the image.
+	valuesPath = "/run/xivo-firstboot-values.json"
 )
 
 // Provisioner is the Packer provisioner.
@@ -55,7 +59,11 @@ func (p *Provisioner) Provision(ctx context.Context, ui packersdk.Ui, comm packe
 		return fmt.Errorf("xivo-seal: install xivo-firstboot: %w", err)
 	}
 	ui.Say("Sealing: every identity is taken out of the machine")
-	if err := m.Run(ctx, p.sealCommand()...); err != nil {
+	var values []string
+	if p.config.ValuesFile != "" {
+		values = []string{"--values", valuesPath}
+	}
+	if err := m.Run(ctx, p.sealCommand(values...)...); err != nil {
 		return fmt.Errorf("xivo-seal: %w (the machine is not sealed: make no image of it)", err)
 	}
 	// Before the next command: that one removes the keys of this connection.
@@ -70,6 +78,13 @@ func (p *Provisioner) Provision(ctx context.Context, ui packersdk.Ui, comm packe
 		}
 	}
 	ui.Say("The manifest of the seal is in " + file)
+	if p.config.ValuesFile != "" {
+		to := p.config.valuesFile()
+		if err := fetchValues(ctx, m, to); err != nil {
+			return fmt.Errorf("xivo-seal: bring home what was the machine's own: %w (the machine still has the keys of this build: make no image of it)", err)
+		}
+		ui.Say(fmt.Sprintf("What was the machine's own is in %s: xivo-firstboot seal --prove IMAGE --values %s searches the image for it", to, to))
+	}
 	if err := m.Run(ctx, p.sealCommand("--last")...); err != nil {
 		return fmt.Errorf("xivo-seal: %w (the machine still has the keys of this build: make no image of it)", err)
 	}
@@ -179,6 +194,30 @@ func (p *Provisioner) fetchManifest(ctx context.Context, m *remote.Machine, to s
 		return nil, err
 	}
 	return read, os.WriteFile(to, raw, 0o644)
+}
+
+// fetchValues writes what was the machine's own to a file of this host that nobody
+// else may read, and removes it there. It comes as the output of a command: any
+// communicator's download may leave a copy on the machine's disk.
+func fetchValues(ctx context.Context, m *remote.Machine, to string) error {
+	raw, there, err := m.Read(ctx, valuesPath)
+	if err != nil {
+		return err
+	}
+	if !there || !json.Valid([]byte(raw)) {
+		return fmt.Errorf("%s is no JSON (%d bytes)", valuesPath, len(raw))
+	}
+	if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
+		return err
+	}
+	// Not the mode of a file that is there.
+	if err := os.Remove(to); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := os.WriteFile(to, []byte(raw), 0o600); err != nil {
+		return err
+	}
+	return m.Remove(ctx, valuesPath)
 }
 
 // downloadManifest reads the manifest, which root alone may do in the machine,

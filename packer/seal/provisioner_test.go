@@ -14,6 +14,7 @@ import (
 	packersdk "github.com/hashicorp/packer-plugin-sdk/packer"
 
 	"github.com/xivo-mesh/packer-plugin-xivo/packer/remote"
+	"github.com/xivo-mesh/packer-plugin-xivo/packer/shell"
 )
 
 // machine is a communicator that writes down what it is asked, and answers.
@@ -67,6 +68,11 @@ func TestProvision(t *testing.T) {
 		seal    = "/usr/sbin/xivo-firstboot seal"
 		fetch   = "download /var/lib/xivo-firstboot/seal.json"
 		last    = "/usr/sbin/xivo-firstboot seal --last"
+		values  = `{"format": 1, "values": [{"name": "it", "value": "a secret"}]}`
+	)
+	var (
+		isThere    = shell.Quote("sh", "-c", `test -e "$1" && echo there || echo absent`, "sh", valuesPath)
+		readValues = shell.Quote("cat", valuesPath)
 	)
 	type settings = map[string]any
 	for _, tc := range []struct {
@@ -93,6 +99,20 @@ func TestProvision(t *testing.T) {
 			want: []string{private, upload, "sudo -n " + install, "sudo -n " + remove, "sudo -n " + seal,
 				private, "sudo -n install -m 0644 /var/lib/xivo-firstboot/seal.json /tmp/xivo-seal.0123456789/seal.json",
 				"download /tmp/xivo-seal.0123456789/seal.json", "sudo -n " + remove, "sudo -n " + last},
+		}, {
+			name:     "what was the machine's own comes home, and goes, before its free space is written over",
+			settings: settings{"values_file": true, "sudo": true},
+			machine:  machine{manifest: `{}`, says: map[string]string{"sudo -n " + isThere: "there\n", "sudo -n " + readValues: values}},
+			want: []string{private, upload, "sudo -n " + install, "sudo -n " + remove, "sudo -n " + seal + " --values " + valuesPath,
+				private, "sudo -n install -m 0644 /var/lib/xivo-firstboot/seal.json /tmp/xivo-seal.0123456789/seal.json",
+				"download /tmp/xivo-seal.0123456789/seal.json", "sudo -n " + remove,
+				"sudo -n " + isThere, "sudo -n " + readValues, "sudo -n rm -f " + valuesPath, "sudo -n " + last},
+		}, {
+			name:     "what is no such file keeps the keys",
+			settings: settings{"values_file": true},
+			machine:  machine{manifest: `{}`, says: map[string]string{isThere: "there\n", readValues: "no values"}},
+			want:     []string{private, upload, install, remove, seal + " --values " + valuesPath, fetch, isThere, readValues},
+			err:      "is no JSON (9 bytes) (the machine still has the keys of this build",
 		}, {
 			name:    "a machine that makes no folder",
 			machine: machine{manifest: `{}`, says: map[string]string{private: "/tmp\n"}},
@@ -133,6 +153,10 @@ func TestProvision(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			dir := t.TempDir()
 			binary, manifest := filepath.Join(dir, "xivo-firstboot"), filepath.Join(dir, "out", "manifest.json")
+			valuesFile := filepath.Join(dir, "kept", "values.json")
+			if tc.settings["values_file"] != nil {
+				tc.settings["values_file"] = valuesFile
+			}
 			if err := os.WriteFile(binary, []byte("the binary"), 0o755); err != nil {
 				t.Fatal(err)
 			}
@@ -147,6 +171,14 @@ func TestProvision(t *testing.T) {
 			}
 			if diff := cmp.Diff(tc.want, tc.machine.asked); diff != "" {
 				t.Errorf("asked of the machine (-want +got):\n%s", diff)
+			}
+			if kept, err := os.ReadFile(valuesFile); tc.settings["values_file"] != nil && tc.err == "" {
+				st, statErr := os.Stat(valuesFile)
+				if err != nil || statErr != nil || string(kept) != values || st.Mode().Perm() != 0o600 {
+					t.Errorf("values: %q, %v, %v", kept, st, err)
+				}
+			} else if err == nil {
+				t.Errorf("values were written: %q", kept)
 			}
 			got, err := os.ReadFile(manifest)
 			switch sealed := tc.err == "" || strings.Contains(tc.err, "keys"); {

@@ -53,7 +53,7 @@ func TestTheyDifferInTheSourceOnly(t *testing.T) {
 		sudo    = regexp.MustCompile(`(?m)^    sudo .*\n`)
 		plugin  = regexp.MustCompile(`(?ms)^    (qemu|proxmox|vsphere|openstack|amazon) = \{.*?^    \}\n`)
 		vars    = regexp.MustCompile(`(?ms)^variable "(\w+)" \{.*?^}\n`)
-		common  = []string{"xivo_version", "allow_configured", "firstboot_binary"}
+		common  = []string{"xivo_version", "allow_configured", "values_file", "firstboot_binary"}
 	)
 	strip := func(name string) string {
 		raw, err := os.ReadFile(name)

@@ -65,8 +65,8 @@ var floors = [][]string{
 	// What wraps one dependency each; mesh is pure.
 	{"firstboot/consul", "firstboot/rabbitmq", "firstboot/directory", "firstboot/ctid", "firstboot/identity", "firstboot/firewall", "firstboot/overlay", "firstboot/localnet", "firstboot/mesh"},
 	{"firstboot/postgres"},
-	{"firstboot/platform"},
-	{"firstboot/files", "firstboot/secret", "firstboot/manifest"},
+	{"firstboot/platform", "firstboot/remains"},
+	{"firstboot/files", "firstboot/secret", "firstboot/manifest", "firstboot/disk"},
 	{"firstboot/engine", "firstboot/limit"},
 }
 

@@ -46,7 +46,7 @@ func TestSeal(t *testing.T) {
 	run(t, `umount /var/lib/cloud/seed/nocloud
 install -d -m 700 /var/lib/xivo-firstboot; echo '{"format": 1, "entries": []}' >/var/lib/xivo-firstboot/kv.json`)
 	first := sealed(t)
-	for _, op := range []string{"kv-export", "uuid-database", "consul-state", "certificate", "ssh-host-keys"} {
+	for _, op := range []string{"kv-export", "uuid-database", "consul-state", "certificate", "ssh-host-keys", "kv-tokens", "postgres-rows", "postgres-wal"} {
 		if len(first[op]) == 0 {
 			t.Errorf("the first seal found nothing to do for %s, so this machine proves nothing", op)
 		}
@@ -133,12 +133,17 @@ install -d -m 700 /var/lib/xivo-firstboot; echo '{"format": 1, "entries": []}' >
 			"logs", "/var/log/kern.log.11"},
 		{"the KV, of an export that was killed", `install -d /var/lib/xivo-firstboot/consul-at-rest/data/raft`,
 			"our-state", "/var/lib/xivo-firstboot/consul-at-rest"},
+		{"a file that a provisioner left", `echo original >/var/tmp/original`,
+			"temporary-files", "temporary files"},
+		{"a token with which somebody is logged in", `sed -i 's,"entries": \[,&{"key": "xivo/xivo-auth/tokens/original/token"\, "value": ""\, "flags": 0}\,,' /var/lib/xivo-firstboot/kv.json; grep -q tokens/original /var/lib/xivo-firstboot/kv.json`,
+			"kv-tokens", "xivo/xivo-auth/ (1)"},
 		{"a shell history", `echo secret >/root/.bash_history`,
 			"shell-history", "/root/.bash_history"},
 	}
 	script := `old=11111111-2222-4333-8444-555555555555
 sql() { PGPASSWORD=proformatique psql -q -h localhost -U asterisk -v ON_ERROR_STOP=1 -c "$1" asterisk; }
-systemctl start rabbitmq-server
+systemctl start postgresql rabbitmq-server
+until sql "SELECT 1" >/dev/null 2>&1; do :; done
 `
 	for _, d := range dirt {
 		script += d.make + "\n"

@@ -59,6 +59,12 @@ variable "allow_configured" {
   description = "Seal a XiVO that has passed its wizard: every clone then shares what the wizard wrote."
 }
 
+variable "values_file" {
+  type        = string
+  default     = null
+  description = "Where what was the source's own is written, to search the image for it with xivo-firstboot seal --prove; by default nowhere. It holds secrets."
+}
+
 variable "firstboot_binary" {
   type        = string
   default     = null
@@ -105,6 +111,7 @@ build {
     allow_configured = var.allow_configured
     firstboot_binary = var.firstboot_binary
     manifest_file    = "${var.output_directory}/xivo-seal-manifest.json"
+    values_file      = var.values_file
     sudo             = var.ssh_username != "root"
   }
 }

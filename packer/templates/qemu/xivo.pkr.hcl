@@ -67,6 +67,12 @@ variable "allow_configured" {
   description = "Seal a XiVO that has passed its wizard: every clone then shares what the wizard wrote."
 }
 
+variable "values_file" {
+  type        = string
+  default     = null
+  description = "Where what was the source's own is written, to search the image for it with xivo-firstboot seal --prove; by default nowhere. It holds secrets."
+}
+
 variable "firstboot_binary" {
   type        = string
   default     = null
@@ -110,6 +116,10 @@ source "qemu" "xivo" {
   net_device     = "virtio-net"
   disk_interface = "virtio"
 
+  # The seal writes zeros over what is free: they are kept as holes.
+  disk_detect_zeroes = "unmap"
+  disk_discard       = "unmap"
+
   # The builder itself would take KVM wherever /dev/kvm opens. Kernels for clouds
   # find their disks on a pc, not on a q35.
   qemu_binary = var.accelerator == null ? "${path.root}/qemu.sh" : "qemu-system-x86_64"
@@ -131,6 +141,7 @@ build {
     allow_configured = var.allow_configured
     firstboot_binary = var.firstboot_binary
     manifest_file    = "${var.output_directory}/xivo-seal-manifest.json"
+    values_file      = var.values_file
     sudo             = var.ssh_username != "root"
   }
 }

@@ -45,6 +45,7 @@ func TestVirtualMachines(t *testing.T) {
 		{"make a disk that boots by itself, with a XiVO on it", l.makeDisk},
 		{"try what QEMU is to run on", l.tryAccelerator},
 		{"bake it with the standard QEMU builder", l.bakeVirtual},
+		{"the image holds nothing of its original", l.proveImage},
 		{"bake it with the nspawn builder: the manifests are the same", l.bakeContainer},
 		{"boot two clones by their boot loader; they become two nodes and join", l.bootTwo},
 		{"searches on each find the user of the other", l.search},
@@ -160,6 +161,18 @@ func (l *life) bakeVirtual(t *testing.T) {
 	}
 }
 
+// proveImage searches the image's disk for all that was the original's own.
+func (l *life) proveImage(t *testing.T) {
+	proof, err := l.image.Prove(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, found := range proof.Found {
+		t.Errorf("it holds %s", found)
+	}
+	fmt.Printf("    %d MiB of a disk of %d were searched\n", proof.Read.Data>>20, proof.Read.Of>>20)
+}
+
 func (l *life) bakeContainer(t *testing.T) {
 	image, err := l.maker.BakeNspawn(t.Context(), l.disk, l.folder(t, "nspawn"))
 	if err != nil {
@@ -173,8 +186,8 @@ func (l *life) bakeContainer(t *testing.T) {
 // ids are what differs between two boots of one machine: UUIDs and machine ids.
 var ids = regexp.MustCompile(`[0-9a-f]{8}-?([0-9a-f]{4}-?){3}[0-9a-f]{12}`)
 
-// manifest is that of an image's seal, without time and ids, and without the names
-// of the logs: what boots by itself writes more of them.
+// manifest is that of an image's seal, without time and ids, and without what was
+// found of logs and temporary files: what boots by itself writes more of them.
 func manifest(t *testing.T, image recipe.Image) map[string]any {
 	raw, err := os.ReadFile(image.Manifest)
 	if err != nil {
@@ -189,7 +202,7 @@ func manifest(t *testing.T, image recipe.Image) map[string]any {
 	}
 	delete(m, "at")
 	for _, op := range m["operations"].([]any) {
-		if op := op.(map[string]any); op["name"] == "logs" {
+		if op := op.(map[string]any); op["name"] == "logs" || op["name"] == "temporary-files" {
 			delete(op, "removed")
 		}
 	}

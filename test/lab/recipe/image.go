@@ -2,9 +2,11 @@ package recipe
 
 import (
 	"context"
+	"os"
 	"path/filepath"
 	"time"
 
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/remains"
 	"github.com/xivo-mesh/packer-plugin-xivo/test/lab/cache"
 )
 
@@ -13,6 +15,7 @@ type Image struct {
 	QCOW2    string        // what a user gets
 	Raw      string        // the same disk, for the lab to mount
 	Manifest string        // of the seal
+	Values   string        // what was the original's own, of the seal
 	Took     time.Duration // of packer build; 0 when it was in the cache
 }
 
@@ -54,11 +57,25 @@ func (m *Maker) image(ctx context.Context, anew bool) (Image, error) {
 	return imageIn(dir), err
 }
 
+// Prove searches the image for all that was its original's own.
+func (i Image) Prove(ctx context.Context) (remains.Proof, error) {
+	f, err := os.Open(i.Values)
+	if err != nil {
+		return remains.Proof{}, err
+	}
+	defer f.Close()
+	values, err := remains.Decode(f)
+	if err != nil {
+		return remains.Proof{}, err
+	}
+	return remains.Prove(ctx, i.QCOW2, values, nil)
+}
+
 // outputDir is where a template puts the image.
 const outputDir = "output"
 
 // imageIn is the image that was baked in a folder.
 func imageIn(dir string) Image {
 	name := filepath.Join(dir, outputDir, "xivo-"+Version)
-	return Image{QCOW2: name + ".qcow2", Raw: name + ".raw", Manifest: filepath.Join(dir, outputDir, "xivo-seal-manifest.json")}
+	return Image{QCOW2: name + ".qcow2", Raw: name + ".raw", Manifest: filepath.Join(dir, outputDir, "xivo-seal-manifest.json"), Values: filepath.Join(dir, outputDir, "xivo-seal-values.json")}
 }

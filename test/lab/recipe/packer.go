@@ -122,6 +122,7 @@ func (p *Packer) bake(ctx context.Context, builder, dir string, vars ...string) 
 		"-var", "output_directory=" + filepath.Dir(made.QCOW2),
 		"-var", "xivo_version=" + Version,
 		"-var", "allow_configured=true", // its wizard was passed
+		"-var", "values_file=" + made.Values,
 	}, vars...)
 	start := time.Now()
 	if err := p.Run(ctx, append(args, filepath.Join(p.maker.Repo, template(builder)))...); err != nil {
