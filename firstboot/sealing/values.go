@@ -2,16 +2,20 @@ package sealing
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"strings"
 
 	"github.com/google/uuid"
 
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/consul"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/engine"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/files"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/identity"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/kvexport"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/node"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/overlay"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/platform"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/remains"
 )
@@ -54,9 +58,13 @@ func Values(ctx context.Context, n *node.Node) (remains.Values, error) {
 		add("the secret of the mesh", n.Config().Secret.Reveal())
 		add("the mesh's password at brokers", c.BrokerPassword().Reveal())
 		add("the mesh's password at directories", c.DirectoryPassword().Reveal())
-		add("the mesh's token at Consul", c.ConsulToken().Reveal())
 		add("the mesh's gossip key", c.GossipKey().Reveal())
 	}
+	key, err := files.ReadFile(n.Platform.Path(node.MeshDir, overlay.KeyFile))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return v, fmt.Errorf("what is this machine's own: %w", err)
+	}
+	add("this node's key in the mesh's network", string(key))
 	return v, nil
 }
 
