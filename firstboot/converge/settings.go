@@ -27,6 +27,10 @@ func settings(ctx context.Context, n *node.Node) (notices []string, err error) {
 		}
 		notices = append(notices, shared...)
 	}
+	// What cannot be read is told by the step.
+	if gaps, err := n.FirewallGaps(ctx); err == nil {
+		notices = append(notices, gaps...)
+	}
 	db, err := n.Servers.DB(ctx)
 	if err != nil {
 		return notices, err

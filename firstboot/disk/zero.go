@@ -71,7 +71,7 @@ func (f FileSystem) ZeroFree(ctx context.Context, progress func(int64)) (err err
 // it may be.
 func fill(ctx context.Context, f *os.File, progress func(int64)) (written int64, full bool, err error) {
 	zeros := make([]byte, 4<<20)
-	unsynced := 0
+	unsynced, sinceSync := 0, int64(-1)
 	for size := len(zeros); ; {
 		if err := ctx.Err(); err != nil {
 			return written, false, err
@@ -82,7 +82,14 @@ func fill(ctx context.Context, f *os.File, progress func(int64)) (written int64,
 		case errors.Is(err, unix.ENOSPC) && size > 512:
 			size /= 2 // what is left is less
 		case errors.Is(err, unix.ENOSPC):
-			return written, true, f.Sync()
+			if err := f.Sync(); err != nil && !errors.Is(err, unix.ENOSPC) {
+				return written, false, err
+			}
+			if written == sinceSync {
+				return written, true, nil
+			}
+			// What ext4 kept back for where the zeros go is free now, if it was too much.
+			sinceSync, size = written, 64<<10
 		case errors.Is(err, unix.EFBIG):
 			return written, false, f.Sync()
 		case err != nil:

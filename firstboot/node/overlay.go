@@ -278,6 +278,14 @@ func (n *Node) Firewall() engine.Resource {
 	})
 }
 
+// FirewallGaps are what Firewall cannot guard on this machine, a sentence each.
+func (n *Node) FirewallGaps(ctx context.Context) ([]string, error) {
+	if WantsFirewall(n) != "" {
+		return nil, nil
+	}
+	return firewall.Gaps(ctx)
+}
+
 // WantsFirewall says that the document does not switch it off.
 func WantsFirewall(n *Node) engine.Skip {
 	if n.Config().Firewall.Enabled {
