@@ -14,7 +14,7 @@ STATICCHECK = go tool -modfile=test/tools/staticcheck/go.mod staticcheck
 LAB = go build -o dist/lab ./test/lab/cmd/lab && exec dist/lab
 
 .DEFAULT_GOAL := help
-.PHONY: help build check test test-crash test-vm demo shell bench bench-bake dist lint fmt generate clean
+.PHONY: help build check test test-crash test-vm test-kernels demo shell bench bench-bake dist lint fmt generate clean
 
 # Of each target: what it does | what it needs besides Go | how long it takes on
 # two cores with a warm build cache.
@@ -32,7 +32,7 @@ build: ## the plugin and xivo-firstboot, for this machine, into dist/ | nothing 
 	@cp packer/embedded/linux_$(ARCH)/xivo-firstboot dist/
 
 check: lint ## lint, and the tests that need neither root nor a server | nothing | under 1 min
-	@XIVO_LAB= XIVO_SERVER_ROOT= XIVO_CONSUL= XIVO_PACKER= XIVO_PACKER_OLD= go test ./...
+	@XIVO_LAB= XIVO_KERNELS= XIVO_SERVER_ROOT= XIVO_CONSUL= XIVO_PACKER= XIVO_PACKER_OLD= go test ./...
 
 test: ## lint and all tests, on real machines too | root; installs Debian packages; 12 GB | 20 min (first time 40)
 	@$(LAB) test
@@ -43,6 +43,11 @@ test-crash: ## kill a first boot 200 times and more, at every step, and lose not
 ACCELERATOR ?=
 test-vm: ## bake in a virtual machine, boot clones, clone a node (ACCELERATOR=tcg: do not try KVM) | root; KVM or patience | 5 min (emulated 20)
 	@XIVO_ACCELERATOR=$(ACCELERATOR) && export XIVO_ACCELERATOR && $(LAB) vm
+
+KERNELS ?= 1
+KERNELS_MIRROR ?=
+test-kernels: ## the mesh's own network on old kernels (KERNELS="wheezy jessie" KERNELS_MIRROR=URL: where Debian's archive is reached) | root; QEMU | 15 min
+	@XIVO_KERNELS='$(KERNELS)' XIVO_KERNELS_MIRROR='$(KERNELS_MIRROR)' go test -count=1 -v -timeout 3h ./test/kernels
 
 demo: ## bake an image, clone three machines, watch them join (KEEP=1: and keep them running) | root | 2 min (first time 20)
 	@go build -o dist/demo ./test/e2e/demo && exec dist/demo $(if $(KEEP),-keep)

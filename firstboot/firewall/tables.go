@@ -8,6 +8,7 @@ import (
 	"maps"
 	"os"
 	"os/exec"
+	"os/user"
 	"slices"
 	"strings"
 	"time"
@@ -251,11 +252,22 @@ func (t *tables) read(ctx context.Context) (state, error) {
 		return state{}, fmt.Errorf("firewall: read the rules: %s -S told nothing of the chain INPUT", t.name())
 	}
 
+	return printed(out), nil
+}
+
+// printed is the state that `iptables -S` printed.
+func printed(out string) state {
 	have := state{map[string][]string{}, map[string]int{}}
 	for line := range strings.Lines(out) {
 		f := strings.Fields(line) // old versions end lines with a space
 		if len(f) < 2 {
 			continue
+		}
+		// Old versions name users, and ours have numbers.
+		if i := slices.Index(f, "--uid-owner"); i >= 0 && i+1 < len(f) {
+			if u, err := user.Lookup(f[i+1]); err == nil {
+				f[i+1] = u.Uid
+			}
 		}
 		_, ours := hooks[f[1]]
 		switch {
@@ -267,7 +279,7 @@ func (t *tables) read(ctx context.Context) (state, error) {
 			have.jumps[f[3]]++
 		}
 	}
-	return have, nil
+	return have
 }
 
 const (
