@@ -25,6 +25,7 @@ const (
 	maxEndpoints  = 8
 	maxText       = 64
 	maxAlarms     = 100
+	maxBoots      = 8 // of a member
 	// A tombstone ends registrations up to this one, and a registration may be
 	// higher: no tombstone can keep a node out for good.
 	maxEnded      = 1 << 40
@@ -163,6 +164,9 @@ type book struct {
 	members    map[uuid.UUID]Member
 	tombstones map[uuid.UUID]Tombstone
 	alarms     []string
+	// boots are those that each key was seen in, the last one last. None comes back: a
+	// kernel names each of its boots anew.
+	boots map[Key][]string
 	// changed has one entry after a change that nobody looked at.
 	changed chan struct{}
 }
@@ -170,7 +174,7 @@ type book struct {
 func newBook(terms Terms, self Member) *book {
 	return &book{
 		terms: terms, self: self,
-		members: map[uuid.UUID]Member{}, tombstones: map[uuid.UUID]Tombstone{},
+		members: map[uuid.UUID]Member{}, tombstones: map[uuid.UUID]Tombstone{}, boots: map[Key][]string{},
 		changed: make(chan struct{}, 1),
 	}
 }
@@ -307,6 +311,7 @@ func (b *book) meet(m Member) *Refusal {
 	if r := b.conflict(m); r != nil {
 		return r
 	}
+	b.seen(m)
 	was := b.members[m.UUID]
 	if was.newer(m) {
 		m.Serial = was.Serial
@@ -316,6 +321,23 @@ func (b *book) meet(m Member) *Refusal {
 		b.touch()
 	}
 	return nil
+}
+
+// seen notes the boot that a member tells of. One that was over and is back is that of
+// a second machine with the same key and UUID: all of the disk was copied.
+func (b *book) seen(m Member) {
+	boots := b.boots[m.Key]
+	switch at := slices.Index(boots, m.Boot); {
+	case at == len(boots)-1 && at >= 0:
+		return
+	case at >= 0:
+		b.alarm(fmt.Sprintf("two machines are %s: one is a copy of the other's disk, key and all; switch one of them off, and give it an identity of its own with `xivo-firstboot run --confirm`", m))
+		boots = slices.Delete(boots, at, at+1)
+	}
+	if len(boots) >= maxBoots {
+		boots = boots[1:]
+	}
+	b.boots[m.Key] = append(boots, m.Boot)
 }
 
 // merge takes in what another node tells of others: what is newer, can be, and
@@ -353,6 +375,7 @@ func (b *book) merge(members []Member, tombstones []Tombstone) (fresh []Tombston
 		}
 		switch r := b.conflict(m); {
 		case r == nil:
+			b.seen(m)
 			b.members[m.UUID] = m
 			changed = true
 		default:

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -206,4 +207,23 @@ func text(t interface{ Fatal(...any) }, v any) string {
 		t.Fatal(err)
 	}
 	return string(raw)
+}
+
+// A kernel names each boot anew: one that comes back is another machine's, which has
+// all of the disk of the first.
+func TestTwoMachinesWithOneKeyAreTold(t *testing.T) {
+	b := testBook(t)
+	m, _ := node(t, "copied")
+	for i, boot := range []string{"first", "second", "second", "third"} {
+		m.Boot, m.Serial = boot, uint64(i)
+		check(t, errOf(b.meet(m)))
+	}
+	if told := b.conflicts(); len(told) > 0 {
+		t.Errorf("of a member that was booted three times: %v", told)
+	}
+	m.Boot, m.Serial = "second", 9
+	b.merge([]Member{m}, nil)
+	if told := b.conflicts(); len(told) != 1 || !strings.Contains(told[0], "two machines are "+m.String()) {
+		t.Errorf("of two that are booted: %v", told)
+	}
 }
