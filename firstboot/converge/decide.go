@@ -3,6 +3,7 @@ package converge
 import (
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -42,6 +43,10 @@ type Decision struct {
 	// address.
 	ByHand map[string][]string
 
+	// Taken are the addresses of the mesh's network that others have, where one of them is
+	// this node's own, and it never was a member.
+	Taken []netip.Addr
+
 	// Unfinished: a member is not reached, so the next pass is soon.
 	Unfinished bool
 	Notices    []string
@@ -71,6 +76,15 @@ func (d *Decision) follow(v *View) {
 		if reason := refusedBy(door, st.Refused[door]); reason != d.KeepsOut {
 			d.Notices = append(d.Notices, reason)
 		}
+	}
+	if len(v.Known)+len(st.Peers) == 0 {
+		for _, r := range st.Refused {
+			if r.Why == overlay.AddressTaken {
+				d.Taken = append(d.Taken, r.Taken...)
+			}
+		}
+		slices.SortFunc(d.Taken, netip.Addr.Compare)
+		d.Taken = slices.Compact(d.Taken)
 	}
 	for _, w := range v.WAN.Living {
 		if !slices.ContainsFunc(v.Overlay.Members, func(m mesh.Member) bool { return m.Name == w.Datacenter }) {

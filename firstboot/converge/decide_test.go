@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -396,5 +397,28 @@ func TestDecidingIsPure(t *testing.T) {
 	}
 	if diff := cmp.Diff(first, decide(v)); diff != "" {
 		t.Errorf("it decides otherwise a second time:\n%s", diff)
+	}
+}
+
+// Whose address is taken draws another, unless it was a member: then it keeps its own.
+func TestAnAddressThatIsTaken(t *testing.T) {
+	taken := []netip.Addr{netip.MustParseAddr("100.88.0.1"), netip.MustParseAddr("100.88.0.9")}
+	refused := func(v *View) {
+		refuses("10.0.0.9:9484", overlay.AddressTaken, "has the address of another")(v)
+		v.Overlay.Status.Refused["10.0.0.9:9484"].Taken = []netip.Addr{taken[1], taken[0], taken[1]}
+	}
+	for _, c := range []struct {
+		name string
+		view *View
+		want []netip.Addr
+	}{
+		{"a newcomer's", sees(refused), taken},
+		{"one that knows members", sees(knows(second), refused), nil},
+		{"one that has members", sees(tells(0, second), refused), nil},
+		{"refused for another reason", sees(refuses("10.0.0.9:9484", overlay.OtherVersion, "runs another version")), nil},
+	} {
+		if got := decide(c.view).Taken; !slices.Equal(got, c.want) {
+			t.Errorf("%s: %v, want %v", c.name, got, c.want)
+		}
 	}
 }

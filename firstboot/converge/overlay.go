@@ -66,6 +66,19 @@ func overlayRuns(p *Pass) engine.Resource {
 	}))
 }
 
+// addressFree is that no other member has this node's address. A node that never was a
+// member notes the addresses that are taken, and the next boot, or a run, draws another;
+// one that was a member keeps its own, and a person decides.
+func addressFree(p *Pass) engine.Resource {
+	return engine.New(func(context.Context) ([]string, error) {
+		noted, err := p.Node.Taken()
+		if err != nil || len(p.Decision.Taken) == 0 || len(noted) > 0 {
+			return nil, err
+		}
+		return []string{"another member has this node's address " + p.View.Self.Address}, nil
+	}, func(context.Context) error { return p.Node.WriteState(node.TakenFile, p.Decision.Taken) })
+}
+
 // awaitOverlay waits for the service to answer after a restart.
 func awaitOverlay(ctx context.Context, n *node.Node) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)

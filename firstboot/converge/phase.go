@@ -22,6 +22,7 @@ var Phase = engine.Phase[*Pass]{
 		{Name: "document", Text: "the last good document is kept", When: documentInForce, Open: plain(documentKept)},
 		{Name: "address", Text: "this node's address in the mesh's network is on this machine, and no other way leads there", When: inOwnNetwork, Open: addressed},
 		{Name: "firewall", Text: "the mesh's ports are closed to everybody else", When: firewallWanted, Open: plain(firewall)},
+		{Name: "overlay-address", Text: "no other member has this node's address", When: inOwnNetwork, Open: plain(addressFree)},
 		{Name: "overlay", Text: "the service of the mesh's network runs, with the peers of the document", Open: plain(overlayRuns)},
 		{Name: "consul-anonymous", Text: "the others' daemons may ask this node's Consul where XiVO's services are", When: engine.First(joinable, withoutAnonymous), Open: withConsul(anonymousServices)},
 		{Name: "web-service", Text: "the others may read this node's users", When: joinable, Open: withDB(account)},

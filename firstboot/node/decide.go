@@ -68,13 +68,20 @@ type Found struct {
 	Document *cloudinit.Config
 	// Pending: there is a document, and the node became without one.
 	Pending bool
+	// Taken: another member has this node's address, and it never was a member.
+	Taken bool
 	// Confirmed: a person says that this machine is a copy.
 	Confirmed bool
 }
 
 // Decide says what becomes of this node's identity, and why.
 func (n *Node) Decide(confirmed bool) (Action, string) {
+	taken, err := n.Taken()
+	if err != nil {
+		n.Log.Warn("whether another member has this node's address is not known", "error", err)
+	}
 	return Decide(Found{
+		Taken:    len(taken) > 0,
 		Sealed:   n.Seal.Sealed(),
 		Journal:  n.Journal,
 		Instance: n.Instance,
@@ -101,6 +108,8 @@ func Decide(f Found) (Action, string) {
 			return Resume, "a become of this instance was cut off"
 		case f.Pending && f.Journal.Settled():
 			return Adopt, "this node became without a document, and has one now"
+		case f.Taken && f.Journal.Settled():
+			return Adopt, "another member of the mesh has this node's address, which draws another and keeps all else"
 		}
 		return Unchanged, why
 	}

@@ -60,6 +60,9 @@ func TestDecide(t *testing.T) {
 		{"the product UUID is not told any more", node.Found{Journal: was, Instance: instance("i-1", "")}, node.Unchanged},
 
 		{"the first document of a node that became without one", node.Found{Journal: settled, Instance: instance("i-1", productA), Pending: true}, node.Adopt},
+		{"another member has its address, and it never was a member", node.Found{Journal: settled, Instance: instance("i-1", productA), Taken: true}, node.Adopt},
+		{"the same, while it has not settled", node.Found{Journal: was, Instance: instance("i-1", productA), Taken: true}, node.Unchanged},
+		{"the same, and one sign of a clone", node.Found{Journal: settled, Instance: instance("i-2", productA), Taken: true}, node.InDoubt},
 		{"that document, while the node has not settled", node.Found{Journal: was, Instance: instance("i-1", productA), Pending: true}, node.Unchanged},
 		{"that document, while the become was cut off", node.Found{Journal: begun, Instance: instance("i-1", productA), Pending: true}, node.Resume},
 		{"that document, and one sign of a clone", node.Found{Journal: settled, Instance: instance("i-2", productA), Pending: true}, node.InDoubt},

@@ -62,10 +62,19 @@ func (n *Node) firstAddress(ctx context.Context) (overlay.Address, error) {
 	}
 	network := n.Config().Network
 	if n.OwnNetwork() {
-		return overlay.Draw(n.Identity().UUID, network.Range)
+		taken, err := n.Taken()
+		if err != nil {
+			return overlay.Address{}, err
+		}
+		return overlay.Draw(n.Identity().UUID, network.Range, taken...)
 	}
 	a, err := addressOn(ctx, network.Interface, n.Config().Advertise.Address)
 	return overlay.Address{Address: a, UUID: n.Identity().UUID}, err
+}
+
+// Taken are addresses that others have; with any, this node's own is one of them.
+func (n *Node) Taken() (taken []netip.Addr, err error) {
+	return taken, n.ReadState(TakenFile, &taken)
 }
 
 // KeptAddress is the one that it keeps for life. There is none (fs.ErrNotExist) before
@@ -193,7 +202,13 @@ func (n *Node) TakeAddress(ctx context.Context) error {
 	if welcome.Address.Address.IsValid() {
 		address = welcome.Address
 	}
-	return address.Save(dir)
+	if err := address.Save(dir); err != nil {
+		return err
+	}
+	if err := os.Remove(n.Platform.Path(TakenFile)); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
 }
 
 // OverlayService is what the service of this node is made of. It is an error where the

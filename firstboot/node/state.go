@@ -26,6 +26,9 @@ const (
 	// MeshDir has what opens the mesh; RootFile is what the secret was stretched to.
 	MeshDir  = platform.StateDir + "/mesh"
 	RootFile = MeshDir + "/root.json"
+	// TakenFile has addresses of the mesh's network that others have, one of them this
+	// node's own, which never was a member: it becomes again with another.
+	TakenFile = platform.StateDir + "/taken.json"
 	// overlaySocket is where the service of the overlay is asked.
 	overlaySocket = "/run/xivo-firstboot/overlay.sock"
 )
