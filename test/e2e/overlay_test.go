@@ -768,7 +768,7 @@ ip addr flush dev eth0 scope global; ip addr add %s/24 dev eth0`, twin.Address))
 	named := func(s scenario.Status) bool {
 		return anyHas(append(s.Notices, s.Why), "node3", o.uuids[3], "has the UUID of node3")
 	}
-	s := waitStatus(t, twin, "that it is refused", func(s scenario.Status) bool { return s.State == "waiting" && named(s) })
+	s := waitStatus(t, twin, "that it is refused", func(s scenario.Status) bool { return s.State != "joined" && named(s) })
 	t.Logf("the copy is %s: %s", s.State, s.Why)
 	waitStatus(t, o.nodes[1], "that there is a copy", named)
 	telephonyRuns(t, twin)
