@@ -50,15 +50,16 @@ type Cluster struct {
 	// Data is the folder of its data.
 	Data string
 	// Super asks it while it runs; Stop ends it in good order, and returns when it
-	// has ended.
+	// has ended; Start begins it again, and returns when it can be asked.
 	Super Superuser
 	Stop  func(ctx context.Context) error
+	Start func(ctx context.Context) error
 	// Control is what pg_controldata says, in English.
 	Control func(ctx context.Context) (string, error)
 }
 
 // LocalCluster is Debian's cluster that runs on XiVO's port.
-func LocalCluster(ctx context.Context, stop func(ctx context.Context) error) (Cluster, error) {
+func LocalCluster(ctx context.Context, stop, start func(ctx context.Context) error) (Cluster, error) {
 	data, err := LocalSuperuser(ctx, "postgres", "SHOW data_directory")
 	if err != nil {
 		return Cluster{}, err
@@ -68,7 +69,7 @@ func LocalCluster(ctx context.Context, stop func(ctx context.Context) error) (Cl
 		return Cluster{}, fmt.Errorf("postgres: which version %s is of: %w", data, err)
 	}
 	program := filepath.Join("/usr/lib/postgresql", strings.TrimSpace(string(version)), "bin/pg_controldata")
-	return Cluster{Data: data, Super: LocalSuperuser, Stop: stop, Control: func(ctx context.Context) (string, error) {
+	return Cluster{Data: data, Super: LocalSuperuser, Stop: stop, Start: start, Control: func(ctx context.Context) (string, error) {
 		cmd := exec.CommandContext(ctx, program, data)
 		cmd.Env = []string{"LC_ALL=C"}
 		out, err := cmd.CombinedOutput()

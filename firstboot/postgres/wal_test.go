@@ -118,7 +118,8 @@ done
 			}
 			return strings.Join(lines, "\n"), err
 		},
-		Stop: func(context.Context) error { d.order(t, "stop"); return nil },
+		Stop:  func(context.Context) error { d.order(t, "stop"); return nil },
+		Start: func(context.Context) error { d.order(t, "start"); return nil },
 		Control: func(context.Context) (string, error) {
 			d.order(t, "control")
 			said, err := os.ReadFile(filepath.Join(data, "control"))
@@ -299,4 +300,38 @@ func TestWhatIsLeftOfTheLogOfAStoppedServerIsFound(t *testing.T) {
 			t.Errorf("%v", err)
 		}
 	})
+}
+
+// Whoever still writes while the server is stopped leaves it after the checkpoint: it is
+// stopped anew, until next to nothing is left.
+func TestAServerThatSomebodyStillWritesToIsStoppedAgain(t *testing.T) {
+	const old = "5d2e7a14-43f0-4d7e-9c57-1f2a3b4c5d6e"
+	d := aCluster(t)
+	d.sql(t, "postgres", "CREATE DATABASE asterisk")
+	d.sql(t, "asterisk", "CREATE TABLE lines (uuid text)")
+	stop, stopped, writes := d.Stop, 0, 2
+	d.Stop = func(ctx context.Context) error {
+		if stopped++; stopped <= writes {
+			d.sql(t, "asterisk", "INSERT INTO lines SELECT '"+old+"' FROM generate_series(1, 5000)")
+		}
+		return stop(ctx)
+	}
+	wal := d.NoOldWAL()
+	if err := wal.Apply(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if diff, err := wal.Diff(t.Context()); err != nil || diff != nil || stopped <= writes {
+		t.Errorf("after it was stopped %d times: %q, %v", stopped, diff, err)
+	}
+	for _, name := range d.holding(t, old) {
+		if strings.HasPrefix(name, "pg_wal/") {
+			t.Errorf("what was written while it was stopped is in %s", name)
+		}
+	}
+
+	d.order(t, "start")
+	stopped, writes = 0, 100
+	if err := wal.Apply(t.Context()); err == nil || !strings.Contains(err.Error(), "was still writing each time") {
+		t.Errorf("of one that never ends to write: %v", err)
+	}
 }

@@ -47,7 +47,7 @@ func withCluster(open func(postgres.Cluster) engine.Resource) func(context.Conte
 			n.Servers.Close()
 			// The instances first: that of all is down as soon as it was told.
 			return errors.Join(n.Platform.Init.Stop(ctx, clusters), n.Platform.Init.Stop(ctx, database))
-		})
+		}, func(ctx context.Context) error { return n.Platform.Init.Start(ctx, database) })
 		if err != nil {
 			return nil, err
 		}

@@ -122,11 +122,9 @@ func (c *consulClient) deregister(ctx context.Context, serviceID string) error {
 		c.do(ctx, http.MethodPut, "agent/service/deregister/"+serviceID, nil, nil, nil))
 }
 
-// asking is the client with which others are looked up.
+// asking is the client with which others are looked up: without a token, whatever the
+// configuration holds (docs/xivo/ctid.md).
 func (c *consulClient) asking() *consulClient {
-	if !c.release.asksWithoutToken() {
-		return c
-	}
 	anonymous := *c
 	anonymous.token = ""
 	return &anonymous
@@ -137,13 +135,13 @@ func (c *consulClient) datacenters(ctx context.Context) (names []string, err err
 	return names, err
 }
 
-// services asks a datacenter: with this node's own token, health left out of
-// account, or later without a token, for those that pass their checks.
+// services asks a datacenter: health left out of account, or later for those that pass
+// their checks.
 func (c *consulClient) services(ctx context.Context, name, datacenter string) (found []catalogService, err error) {
-	if c.release.asksWithoutToken() {
+	if c.release.asksForHealthy() {
 		return c.passing(ctx, name, datacenter)
 	}
-	err = c.do(ctx, http.MethodGet, "catalog/service/"+name, url.Values{"dc": {datacenter}}, nil, &found)
+	err = c.asking().do(ctx, http.MethodGet, "catalog/service/"+name, url.Values{"dc": {datacenter}}, nil, &found)
 	return found, err
 }
 

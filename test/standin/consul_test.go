@@ -45,8 +45,8 @@ func (d *consulDouble) serve(w http.ResponseWriter, r *http.Request) {
 	defer d.mu.Unlock()
 	d.asked = append(d.asked, r.Method+" "+r.RequestURI)
 	// Who has no token may read XiVO's services, and that only.
-	token, isLookup := r.Header.Get("X-Consul-Token"), strings.HasPrefix(r.URL.Path, "/v1/health/service/xivo-") || r.URL.Path == "/v1/catalog/datacenters"
-	if token != "t0ken" && (token != "" || !isLookup) {
+	token, isLookup := r.Header.Get("X-Consul-Token"), strings.HasPrefix(r.URL.Path, "/v1/health/service/xivo-") || strings.HasPrefix(r.URL.Path, "/v1/catalog/service/xivo-") || r.URL.Path == "/v1/catalog/datacenters"
+	if isLookup == (token != "") || token != "" && token != "t0ken" {
 		http.Error(w, "ACL not found", http.StatusForbidden)
 		return
 	}

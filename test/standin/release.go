@@ -54,9 +54,8 @@ func (r Release) usersHaveUUIDs() bool { return r.since(16, 2) }
 // keepsDefaults: xivo-service edits /etc/default/xivo. Before, it writes it anew.
 func (r Release) keepsDefaults() bool { return r.since(16, 3) }
 
-// asksWithoutToken: xivo-ctid looks others up with no token, and takes only the
-// ones that pass their check. Before, with its own Consul's token, and any.
-func (r Release) asksWithoutToken() bool { return r.since(16, 15) }
+// asksForHealthy: xivo-ctid takes only those that pass their check. Before, any.
+func (r Release) asksForHealthy() bool { return r.since(16, 15) }
 
 // fetchesByItself: xivo-ctid asks the one of another XiVO for first statuses.
 // Later it has its own xivo-ctid-ng do so, which has no stand-in: what does not
