@@ -101,10 +101,10 @@ func TestTrackerAsksAsItsReleaseDoes(t *testing.T) {
 		asked   string // of each datacenter
 	}{
 		"15.20: any that is registered, without a token": {xivo1520, "t0ken", "GET /v1/catalog/service/xivo-ctid?dc=dc-b"},
-		"16.14: the same": {Release{16, 14}, "t0ken", "GET /v1/catalog/service/xivo-ctid?dc=dc-b"},
-		"16.14, whatever the token": {Release{16, 14}, "an0ther", "GET /v1/catalog/service/xivo-ctid?dc=dc-b"},
-		"16.15: any that passes, whatever the token":      {Release{16, 15}, "an0ther", "GET /v1/health/service/xivo-ctid?dc=dc-b&passing="},
-		"16.16: the same": {xivo1616, "t0ken", "GET /v1/health/service/xivo-ctid?dc=dc-b&passing="},
+		"16.14: the same":                            {Release{16, 14}, "t0ken", "GET /v1/catalog/service/xivo-ctid?dc=dc-b"},
+		"16.14, whatever the token":                  {Release{16, 14}, "an0ther", "GET /v1/catalog/service/xivo-ctid?dc=dc-b"},
+		"16.15: any that passes, whatever the token": {Release{16, 15}, "an0ther", "GET /v1/health/service/xivo-ctid?dc=dc-b&passing="},
+		"16.16: the same":                            {xivo1616, "t0ken", "GET /v1/health/service/xivo-ctid?dc=dc-b&passing="},
 	} {
 		t.Run(name, func(t *testing.T) {
 			d := newConsulDouble(t)
