@@ -40,7 +40,7 @@ var Phase = phase{
 		// Not before that: an older Consul finds no leader with the state of
 		// another address. What is wrong with its folder is found by the plan.
 		{Name: "consul-config", Text: "Consul has this node's name and address", Open: node.Plain((*node.Node).ConsulConfig)},
-		{Name: "consul-token", Text: "Consul's master token is the mesh's, in every file that holds it", KeptForLife: true, Open: node.Plain(consulTokens)},
+		{Name: "consul-token", Text: "Consul's master token is this node's, in every file that holds it", KeptForLife: true, Open: node.Plain(consulTokens)},
 	},
 }
 

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net/netip"
 	"path/filepath"
 	"slices"
@@ -163,7 +164,9 @@ type book struct {
 	self       Member
 	members    map[uuid.UUID]Member
 	tombstones map[uuid.UUID]Tombstone
-	alarms     []string
+	// alarms are conflicts, and when each was seen last.
+	alarms map[string]time.Time
+	now    func() time.Time
 	// boots are those that each key was seen in, the last one last. None comes back: a
 	// kernel names each of its boots anew.
 	boots map[Key][]string
@@ -174,7 +177,7 @@ type book struct {
 func newBook(terms Terms, self Member) *book {
 	return &book{
 		terms: terms, self: self,
-		members: map[uuid.UUID]Member{}, tombstones: map[uuid.UUID]Tombstone{}, boots: map[Key][]string{},
+		members: map[uuid.UUID]Member{}, tombstones: map[uuid.UUID]Tombstone{}, boots: map[Key][]string{}, alarms: map[string]time.Time{}, now: time.Now,
 		changed: make(chan struct{}, 1),
 	}
 }
@@ -427,10 +430,15 @@ func (b *book) tell(change func(*Member)) bool {
 	return true
 }
 
-// alarm keeps a conflict that a person must end, once.
+// alarmTime is how long a conflict is told after it was seen: a copy says hello more
+// often than that.
+const alarmTime = 10 * time.Minute
+
+// alarm keeps a conflict that a person must end.
 func (b *book) alarm(text string) {
-	if len(b.alarms) < maxAlarms && !slices.Contains(b.alarms, text) {
-		b.alarms = append(b.alarms, text)
+	maps.DeleteFunc(b.alarms, func(_ string, at time.Time) bool { return b.now().Sub(at) > alarmTime })
+	if _, known := b.alarms[text]; known || len(b.alarms) < maxAlarms {
+		b.alarms[text] = b.now()
 	}
 }
 
@@ -449,11 +457,18 @@ func (b *book) notice(r *Refusal) {
 	b.doubt(r)
 }
 
-// conflicts are those that were kept.
+// conflicts are those that were seen lately.
 func (b *book) conflicts() []string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return slices.Clone(b.alarms)
+	var all []string
+	for text, at := range b.alarms {
+		if b.now().Sub(at) <= alarmTime {
+			all = append(all, text)
+		}
+	}
+	slices.Sort(all)
+	return all
 }
 
 func equal(a, b Member) bool {

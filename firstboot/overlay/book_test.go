@@ -227,3 +227,19 @@ func TestTwoMachinesWithOneKeyAreTold(t *testing.T) {
 		t.Errorf("of two that are booted: %v", told)
 	}
 }
+
+func TestAConflictThatEndedIsToldNoMore(t *testing.T) {
+	b := testBook(t)
+	now := time.Now()
+	b.now = func() time.Time { return now }
+	b.alarm("one")
+	now = now.Add(alarmTime)
+	b.alarm("another")
+	if told := b.conflicts(); len(told) != 2 {
+		t.Errorf("while it is seen: %v", told)
+	}
+	now = now.Add(time.Second)
+	if told := b.conflicts(); !slices.Equal(told, []string{"another"}) {
+		t.Errorf("ten minutes after the first was seen last: %v", told)
+	}
+}

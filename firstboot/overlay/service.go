@@ -127,6 +127,7 @@ func New(c Config) (*Service, error) {
 		Version: c.Version, Registered: c.Registered,
 	}
 	s.book = newBook(Terms{c.Mode, c.Address.Range}, self)
+	s.book.now = c.Now
 	if err := self.sane(c.Address.Range); err != nil {
 		return nil, fmt.Errorf("overlay: what this node would tell cannot be: %w", err)
 	}
@@ -530,7 +531,7 @@ type Status struct {
 	Silent map[string]string `json:"silent,omitempty"`
 	// Departures are the nodes whose registration is over, and that are no members.
 	Departures []uuid.UUID `json:"departures,omitempty"`
-	// Alarms are conflicts that a person must end.
+	// Alarms are conflicts that a person must end, of the last ten minutes.
 	Alarms []string `json:"alarms,omitempty"`
 	// Strangers counts the connections that got no answer.
 	Strangers uint64 `json:"strangers"`
