@@ -285,6 +285,18 @@ echo "$unit $(systemctl show --property=MainPID --value $unit)"; done`
 	unchanged("it was booted without the package", "a file", files, settings)
 	unchanged("it was booted without the package", "a service", "active", services)
 
+	// Consul of a node listens at an address of the mesh's, which stays.
+	run(`dpkg --install /xivo-firstboot.deb; mkdir -p /var/lib/xivo-firstboot/mesh
+echo '{"range":"100.88.0.0/16","address":"100.88.3.4","try":0,"uuid":"5b4f0f1a-6c1b-4f0a-9a53-0d3d1a2b3c4d"}' >/var/lib/xivo-firstboot/mesh/address.json
+dpkg --remove xivo-firstboot`)
+	reboot()
+	if has := run("ip -o -4 address show dev lo"); !strings.Contains(has, " 100.88.3.4/32 ") {
+		t.Errorf("after a node lost the package, lo has %s", has)
+	}
+	unchanged("a node lost the package", "a service", "active", services)
+	run(`dpkg --install /xivo-firstboot.deb; ! systemctl is-enabled xivo-mesh-address; ! test -e /etc/systemd/system/xivo-mesh-address.service
+rm -r /var/lib/xivo-firstboot/mesh; dpkg --remove xivo-firstboot`)
+
 	run("test -e /var/lib/xivo-firstboot/journal.json && dpkg --purge xivo-firstboot")
 	if left := run("find / -xdev \\( -name '*xivo-firstboot*' -o -name 'xivo-mesh*' \\) ! -path '/var/log/*' ! -path /xivo-firstboot.deb"); left != "" {
 		t.Errorf("a purge leaves:\n%s", left)
