@@ -511,3 +511,33 @@ func boots(t *testing.T, m firstboot.Machine, phase string, claim firstboot.Clai
 	}
 	return m.BootBecome(t.Context(), claim)
 }
+
+// A copy that has not become itself has its original's key: the network would take it
+// for the original, which moved.
+func TestWhoHasNoPartInTheMeshsNetwork(t *testing.T) {
+	settled := journal("iid-old", theProduct, "", node.Become, node.Settle)
+	machine := func(id, product string) files {
+		return files{platform.VersionFile: "16.03", node.DocumentFile: document, "/var/lib/cloud/data/instance-id": id + "\n", "/sys/class/dmi/id/product_uuid": product + "\n"}
+	}
+	const other = "11111111-2222-3333-4444-555555555555"
+	for name, found := range map[string]files{
+		"a server that never became":          machine("iid-old", theProduct),
+		"one that began to":                   with(machine("iid-old", theProduct), journal("iid-old", theProduct, "")),
+		"one that may be a copy":              with(machine("iid-new", theProduct), settled),
+		"a copy, before it has become itself": with(machine("iid-new", other), settled),
+	} {
+		t.Run(name, func(t *testing.T) {
+			root := t.TempDir()
+			for file, content := range found {
+				file = filepath.Join(root, file)
+				if err := errors.Join(os.MkdirAll(filepath.Dir(file), 0o755), os.WriteFile(file, []byte(content), 0o600)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			m := firstboot.Machine{Root: root, Log: slog.New(slog.DiscardHandler)}
+			if err := m.Overlay(t.Context()); !errors.Is(err, firstboot.ErrNoOverlay) {
+				t.Errorf("it says %v", err)
+			}
+		})
+	}
+}

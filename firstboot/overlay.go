@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/consul"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/engine"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/node"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/overlay"
@@ -21,12 +22,18 @@ import (
 // set, takes nobody's address; in a network that an operator brought, that is his to give.
 func (m Machine) OverlayAddress(ctx context.Context) error {
 	a, err := overlay.ReadAddress((&platform.Platform{Root: m.Root}).Path(node.MeshDir))
-	if errors.Is(err, fs.ErrNotExist) {
-		m.Log.Info("overlay: this machine has no address there")
-		return nil
-	}
 	if err != nil {
-		return err
+		kept, ok := m.consulsAddress()
+		switch {
+		case ok:
+			m.Log.Error("overlay: Consul has the address that it listens at, and nothing else works before this is mended", "error", err)
+			a = kept
+		case errors.Is(err, fs.ErrNotExist):
+			m.Log.Info("overlay: this machine has no address there")
+			return nil
+		default:
+			return err
+		}
 	}
 	if a.Range.IsValid() {
 		if err := engine.Ensure(ctx, overlay.Addressed(a)); err != nil {
@@ -47,6 +54,23 @@ func (m Machine) OverlayAddress(ctx context.Context) error {
 	return engine.Ensure(ctx, n.Firewall())
 }
 
+// consulsAddress is where this machine's Consul listens in the mesh's network, for when
+// the node's own record of it is lost: telephony needs a Consul that starts. It is
+// Consul's user's file, and nothing outside of the document's range is believed.
+func (m Machine) consulsAddress() (overlay.Address, bool) {
+	n, err := m.Open()
+	if err != nil {
+		return overlay.Address{}, false
+	}
+	defer n.Close()
+	if n.Journal == nil || n.Config() == nil || !n.OwnNetwork() {
+		return overlay.Address{}, false
+	}
+	in := n.Config().Network.Range
+	a, ok := consul.BindAddress(n.Platform)
+	return overlay.Address{Range: in, Address: a, UUID: n.Identity().UUID}, ok && in.Contains(a)
+}
+
 // ErrNoOverlay is that this machine has no part in a mesh's network, and why.
 var ErrNoOverlay = errors.New("overlay: nothing to run")
 
@@ -61,7 +85,8 @@ func (m Machine) Overlay(ctx context.Context) error {
 	switch action, why := n.Decide(false); {
 	case n.Journal == nil || !n.Journal.Became():
 		return fmt.Errorf("%w: this machine has not become a node", ErrNoOverlay)
-	case action == node.InDoubt:
+	case action == node.InDoubt, action == node.TakeOn:
+		// Not itself yet: the key is its original's.
 		return fmt.Errorf("%w: %s", ErrNoOverlay, why)
 	case n.Config() == nil:
 		return fmt.Errorf("overlay: there is no document: %w", cmp.Or(n.Document.Err, n.Document.Missing))

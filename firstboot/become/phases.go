@@ -28,7 +28,7 @@ var Phase = phase{
 		{Name: "uuid-files", Text: "the XiVO UUID in the files that daemons start from", KeptForLife: true, When: node.UUIDInEnvironment, Open: node.Plain(uuidInFiles)},
 		{Name: "uuid-manager", Text: "the XiVO UUID in the service manager", KeptForLife: true, When: node.UUIDInEnvironment, Open: node.Plain(uuidInManager)},
 		{Name: "overlay-key", Text: "a key pair of this node's own for the mesh's network", Open: node.Plain((*node.Node).OverlayKey)},
-		{Name: "overlay-address", Text: "an address in the mesh's network, which no other member has", After: "overlay-key", Open: node.Plain(overlayAddress)},
+		{Name: "overlay-address", Text: "an address in the mesh's network, which no other member has", After: "overlay-key", Open: node.Plain((*node.Node).AddressDrawn)},
 		{Name: "overlay-network", Text: "the address is on this machine, and no other way leads to the others", When: node.InOwnNetwork, After: "overlay-address", Open: addressed},
 		{Name: "old-keys", Text: "service keys, TLS key and Erlang cookie of the original are gone", When: notAdopted, Open: node.WithDB(oldKeysRemoved)},
 		{Name: "service-keys", Text: "the keys of XiVO's own service accounts are new", When: notAdopted, After: "old-keys", Open: node.WithDB(serviceKeys)},

@@ -60,18 +60,6 @@ func uuidInManager(n *node.Node) engine.Resource {
 	return identity.UUIDInManager(n.Platform, n.Identity().UUID)
 }
 
-// overlayAddress is that the node keeps an address of its own in the mesh's network.
-func overlayAddress(n *node.Node) engine.Resource {
-	return engine.New(func(context.Context) ([]string, error) {
-		switch _, err := n.KeptAddress(); {
-		case errors.Is(err, fs.ErrNotExist):
-			return []string{"this node has no address in the mesh's network"}, nil
-		default:
-			return nil, err
-		}
-	}, n.TakeAddress)
-}
-
 func addressed(_ context.Context, n *node.Node) (engine.Resource, error) { return n.Addressed() }
 
 // oldKeysRemoved finds nothing on a sealed image; on a copy that was not sealed,

@@ -168,6 +168,21 @@ func (c configFile) attr() (files.Attr, error) {
 	return attr, err
 }
 
+// BindAddress is where ConfigFile lets Consul listen, if that is one address.
+func BindAddress(p *platform.Platform) (netip.Addr, bool) {
+	data, err := files.ReadFile(p.Path(ourFile))
+	if err != nil {
+		return netip.Addr{}, false
+	}
+	object, err := decodeObject(data)
+	if err != nil {
+		return netip.Addr{}, false
+	}
+	text, _ := object["bind_addr"].(string)
+	a, err := netip.ParseAddr(text)
+	return a, err == nil && !a.IsUnspecified()
+}
+
 func (c configFile) fail(err error) error {
 	return fmt.Errorf("consul: %s: %w", ourFile, err)
 }

@@ -100,6 +100,10 @@ func Forget(ctx context.Context, n *node.Node, which string) (mesh.Member, Resul
 	if err != nil {
 		return m, Result{}, err
 	}
+	// While our own service is down, nobody lives.
+	if err := serving(ctx, n); err != nil {
+		return m, Result{}, fmt.Errorf("nothing was changed, since nothing tells whether %s lives: %w", m, err)
+	}
 	if alive(ctx, m) {
 		return m, Result{}, fmt.Errorf("%s is alive: run `xivo-firstboot leave` there", m)
 	}

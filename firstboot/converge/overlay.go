@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"net"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -72,11 +73,21 @@ func overlayRuns(p *Pass) engine.Resource {
 func addressFree(p *Pass) engine.Resource {
 	return engine.New(func(context.Context) ([]string, error) {
 		noted, err := p.Node.Taken()
-		if err != nil || len(p.Decision.Taken) == 0 || len(noted) > 0 {
+		switch {
+		case err != nil:
 			return nil, err
+		case len(noted) > 0 && len(p.Decision.Members) > 0:
+			return []string{"the note that another member has this node's address is of before"}, nil
+		case len(p.Decision.Taken) == 0 || len(noted) > 0:
+			return nil, nil
 		}
 		return []string{"another member has this node's address " + p.View.Self.Address}, nil
-	}, func(context.Context) error { return p.Node.WriteState(node.TakenFile, p.Decision.Taken) })
+	}, func(context.Context) error {
+		if len(p.Decision.Members) > 0 {
+			return os.Remove(p.Node.Platform.Path(node.TakenFile))
+		}
+		return p.Node.WriteState(node.TakenFile, p.Decision.Taken)
+	})
 }
 
 // awaitOverlay waits for the service to answer after a restart.

@@ -66,10 +66,11 @@ func (rs All) Apply(ctx context.Context) error {
 // does.
 func Ensure(ctx context.Context, r Resource) error {
 	diff, err := r.Diff(ctx)
-	if err != nil || len(diff) == 0 {
+	if len(diff) == 0 {
 		return err
 	}
-	return r.Apply(ctx)
+	// What differs does not wait for what could not be read.
+	return errors.Join(err, r.Apply(ctx))
 }
 
 // Named puts the name of what failed before an error; nil stays nil.

@@ -486,3 +486,19 @@ func TestNothingIsDoneThatTheJournalDoesNotKnowOf(t *testing.T) {
 		t.Errorf("applied %d times, %v", a.applied, err)
 	}
 }
+
+// What cannot be read of one thing keeps no other from being put right: a firewall of
+// which one family cannot be read is set in the other.
+func TestEnsureAppliesWhatItCouldRead(t *testing.T) {
+	blind := errors.New("nothing can be read")
+	applied := false
+	other := engine.New(func(context.Context) ([]string, error) {
+		if applied {
+			return nil, nil
+		}
+		return []string{"differs"}, nil
+	}, func(context.Context) error { applied = true; return nil })
+	if err := engine.Ensure(t.Context(), engine.All{engine.Broken(blind), other}); !errors.Is(err, blind) || !applied {
+		t.Errorf("applied: %t, %v", applied, err)
+	}
+}

@@ -1,9 +1,11 @@
 package node
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/xivo-mesh/packer-plugin-xivo/cloudinit"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/mesh"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/platform"
 )
 
@@ -77,11 +79,13 @@ type Found struct {
 // Decide says what becomes of this node's identity, and why.
 func (n *Node) Decide(confirmed bool) (Action, string) {
 	taken, err := n.Taken()
-	if err != nil {
+	// Who is a member by now keeps its address.
+	var members []mesh.Member
+	if err = errors.Join(err, n.ReadState(MembersFile, &members)); err != nil {
 		n.Log.Warn("whether another member has this node's address is not known", "error", err)
 	}
 	return Decide(Found{
-		Taken:    len(taken) > 0,
+		Taken:    err == nil && len(taken) > 0 && len(members) == 0,
 		Sealed:   n.Seal.Sealed(),
 		Journal:  n.Journal,
 		Instance: n.Instance,

@@ -168,7 +168,9 @@ const helloTime = 30 * time.Second
 // that the mesh refuses this node, is no error: the service says hello again and again,
 // and its status tells a refusal. Who keeps an address keeps it for life.
 func (n *Node) TakeAddress(ctx context.Context) error {
-	if _, err := n.KeptAddress(); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := n.KeptAddress(); err == nil {
+		return n.forgetTaken() // of before, where that was cut off
+	} else if !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	dir := n.Platform.Path(MeshDir)
@@ -205,10 +207,30 @@ func (n *Node) TakeAddress(ctx context.Context) error {
 	if err := address.Save(dir); err != nil {
 		return err
 	}
+	return n.forgetTaken()
+}
+
+func (n *Node) forgetTaken() error {
 	if err := os.Remove(n.Platform.Path(TakenFile)); !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	return nil
+}
+
+// AddressDrawn is that the node keeps an address of its own there, for life.
+func (n *Node) AddressDrawn() engine.Resource {
+	return engine.New(func(context.Context) ([]string, error) {
+		if _, err := n.KeptAddress(); errors.Is(err, fs.ErrNotExist) {
+			return []string{"this node has no address in the mesh's network"}, nil
+		} else if err != nil {
+			return nil, err
+		}
+		taken, err := n.Taken()
+		if len(taken) > 0 {
+			return []string{"the note of addresses that are taken is of before"}, err
+		}
+		return nil, err
+	}, n.TakeAddress)
 }
 
 // OverlayService is what the service of this node is made of. It is an error where the
@@ -225,7 +247,8 @@ func (n *Node) OverlayService() (overlay.Config, error) {
 	}
 	m, err := n.Membership()
 	if err != nil {
-		return overlay.Config{}, err
+		n.Log.Error("how often this node registered is taken from what the service kept", "error", err)
+		m.Registrations = 1
 	}
 	id := n.Identity()
 	return overlay.Config{

@@ -26,7 +26,7 @@ func (n *Node) ConsulConfig() engine.Resource {
 	s := consul.Settings{
 		Name:        n.Identity().Name,
 		Advertise:   n.Address(),
-		Bind:        n.OwnNetwork(),
+		Bind:        n.OwnNetwork() && n.Platform.HasSystemd(), // without, nothing gives it the address at a boot
 		MasterToken: token,
 	}
 	if n.Config().Consul.Encrypt {

@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"maps"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -486,21 +488,24 @@ type kept struct {
 }
 
 // load reads what was known before. What is not there is an empty book.
-func (b *book) load(dir string) error {
+func (b *book) load(dir string, log *slog.Logger) error {
 	name := filepath.Join(dir, StateFile)
 	raw, err := files.ReadFile(name)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	var k kept
-	if err == nil {
-		err = json.Unmarshal(raw, &k)
-	}
 	if err != nil {
-		return fmt.Errorf("overlay: read the members in %s: %w; remove it, and they are learnt again", name, err)
+		return fmt.Errorf("overlay: read the members: %w", err)
+	}
+	var k kept
+	if err := json.Unmarshal(raw, &k); err != nil {
+		// The others tell all of it again, and until then nobody is removed anywhere.
+		log.Error("the record of the members is damaged and put aside; they are learnt again", "file", name, "err", err)
+		return os.Rename(name, name+".damaged")
 	}
 	if k.Self.UUID == b.self.UUID && k.Self.Key == b.self.Key {
 		b.self.Serial = k.Self.Serial + 1
+		b.self.Registered = max(b.self.Registered, k.Self.Registered)
 	}
 	b.merge(k.Members, k.Tombstones)
 	return nil

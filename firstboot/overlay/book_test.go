@@ -2,7 +2,10 @@ package overlay
 
 import (
 	"encoding/json"
+	"log/slog"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -189,7 +192,7 @@ func TestTheBookIsKept(t *testing.T) {
 	check(t, b.save(dir))
 
 	again := newBook(terms, b.self)
-	check(t, again.load(dir))
+	check(t, again.load(dir, slog.New(slog.DiscardHandler)))
 	if got := hosts(again); !slices.Equal(got, []string{"member"}) {
 		t.Errorf("it knows %v", got)
 	}
@@ -241,5 +244,46 @@ func TestAConflictThatEndedIsToldNoMore(t *testing.T) {
 	now = now.Add(time.Second)
 	if told := b.conflicts(); !slices.Equal(told, []string{"another"}) {
 		t.Errorf("ten minutes after the first was seen last: %v", told)
+	}
+}
+
+// A record that cannot be read is put aside: the others tell it again. A registration
+// that the caller lost is the one that was kept.
+func TestADamagedBookIsPutAsideAndALostRegistrationIsKnown(t *testing.T) {
+	dir := t.TempDir()
+	b := testBook(t)
+	b.self.Registered = 3
+	check(t, b.save(dir))
+	lost := b.self
+	lost.Registered = 1
+	again := newBook(terms, lost)
+	check(t, again.load(dir, slog.New(slog.DiscardHandler)))
+	if again.self.Registered != 3 {
+		t.Errorf("it is registered for the time number %d, and was for number 3", again.self.Registered)
+	}
+
+	name := filepath.Join(dir, StateFile)
+	check(t, os.WriteFile(name, []byte(`{"self":`), 0o600))
+	again = newBook(terms, lost)
+	check(t, again.load(dir, slog.New(slog.DiscardHandler)))
+	if _, err := os.Stat(name + ".damaged"); err != nil {
+		t.Error(err)
+	}
+	check(t, again.save(dir))
+}
+
+func TestARefusalThatNobodyRepeatsIsForgotten(t *testing.T) {
+	s, _ := answering(t)
+	now := time.Now()
+	s.Now = func() time.Time { return now }
+	s.told("192.0.2.1:9484", "", &Refusal{Why: OtherVersion, Reason: "another version"})
+	now = now.Add(alarmTime)
+	s.told("192.0.2.2:9484", "", &Refusal{Why: OtherVersion, Reason: "another version"})
+	if n := len(s.Status().Refused); n != 2 {
+		t.Errorf("%d doors refuse, want both", n)
+	}
+	now = now.Add(time.Second)
+	if _, still := s.Status().Refused["192.0.2.1:9484"]; still || len(s.Status().Refused) != 1 {
+		t.Errorf("it tells %v", s.Status().Refused)
 	}
 }

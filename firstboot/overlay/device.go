@@ -65,6 +65,9 @@ type Device struct {
 type known struct {
 	Peer
 	tried int
+	// told is the time of the last handshake as WireGuard has it, by a clock that may be
+	// set meanwhile, and at when it was first seen, by one that is not.
+	told, at time.Time
 }
 
 // DeviceConfig is what a device is made of.
@@ -347,6 +350,17 @@ func (d *Device) states() map[Key]PeerState {
 		if key != (Key{}) {
 			out[key] = s
 		}
+	}
+	for key, s := range out {
+		k, ok := d.peers[key]
+		if !ok || s.Handshake.IsZero() {
+			continue
+		}
+		if !k.told.Equal(s.Handshake) {
+			k.told, k.at = s.Handshake, time.Now()
+		}
+		s.Handshake = k.at
+		out[key] = s
 	}
 	return out
 }

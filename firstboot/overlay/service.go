@@ -90,8 +90,9 @@ type Service struct {
 	seenAt   []netip.Addr
 	greeted  map[uuid.UUID]time.Time
 	// named are the peers of the document that answered.
-	named   map[string]bool
-	refused map[string]*Refusal
+	named     map[string]bool
+	refused   map[string]*Refusal
+	refusedAt map[string]time.Time
 	// silent is why the last hello to a peer of the document had no answer.
 	silent map[string]string
 	under  map[string]bool // hellos under way
@@ -120,7 +121,7 @@ func New(c Config) (*Service, error) {
 	}
 	s := &Service{
 		Config: c, look: make(chan struct{}, 1), saying: make(chan struct{}, 8),
-		observed: map[Key]sighting{}, greeted: map[uuid.UUID]time.Time{}, named: map[string]bool{}, refused: map[string]*Refusal{}, silent: map[string]string{}, under: map[string]bool{}, boots: map[Key]string{},
+		observed: map[Key]sighting{}, greeted: map[uuid.UUID]time.Time{}, named: map[string]bool{}, refused: map[string]*Refusal{}, refusedAt: map[string]time.Time{}, silent: map[string]string{}, under: map[string]bool{}, boots: map[Key]string{},
 	}
 	self := Member{
 		UUID: c.UUID, Host: c.Host, Key: c.Key.Public(), Address: c.Address.Address, Boot: c.Boot,
@@ -131,7 +132,7 @@ func New(c Config) (*Service, error) {
 	if err := self.sane(c.Address.Range); err != nil {
 		return nil, fmt.Errorf("overlay: what this node would tell cannot be: %w", err)
 	}
-	if err := s.book.load(c.Dir); err != nil {
+	if err := s.book.load(c.Dir, c.Log); err != nil {
 		return nil, err
 	}
 	s.greeter = &greeter{root: c.Root, key: c.Key, answer: s.answer, deadline: helloDeadline}
@@ -481,13 +482,26 @@ func (s *Service) told(door, named string, refused *Refusal) {
 	}
 	if refused == nil || refused.Why == Itself {
 		delete(s.refused, door)
+		delete(s.refusedAt, door)
 		return
 	}
+	s.forgetRefusals()
 	if len(s.refused) < maxAlarms {
 		if _, before := s.refused[door]; !before {
 			s.Log.Warn("this node is not let in", "by", door, "reason", refused.Reason)
 		}
-		s.refused[door] = refused
+		s.refused[door], s.refusedAt[door] = refused, s.Now()
+	}
+}
+
+// forgetRefusals drops those of doors that were not asked any more: a member was there
+// before its address changed.
+func (s *Service) forgetRefusals() {
+	for door, at := range s.refusedAt {
+		if s.Now().Sub(at) > alarmTime {
+			delete(s.refused, door)
+			delete(s.refusedAt, door)
+		}
 	}
 }
 
@@ -599,6 +613,7 @@ func (s *Service) Status() Status {
 			st.Departures = append(st.Departures, t.UUID)
 		}
 	}
+	s.forgetRefusals()
 	st.Refused, st.Silent = maps.Clone(s.refused), maps.Clone(s.silent)
 	return st
 }
