@@ -234,11 +234,16 @@ func (l *life) bootTwo(t *testing.T) {
 
 // settle waits until a node that boots is joined, and gives it a user.
 func (l *life) settle(t *testing.T, n int) {
-	ctx := deadline(t, hang)
-	node := l.nodes[n]
-	if _, err := node.WaitJoined(ctx, 1, time.Time{}); err != nil {
+	if _, err := l.nodes[n].WaitJoined(deadline(t, hang), 1, time.Time{}); err != nil {
 		t.Fatal(err)
 	}
+	l.peopled(t, n)
+}
+
+// peopled waits until a node's services run, and gives it a user.
+func (l *life) peopled(t *testing.T, n int) {
+	ctx := deadline(t, hang)
+	node := l.nodes[n]
 	if err := node.WaitRunning(ctx); err != nil {
 		t.Fatal(err)
 	}
@@ -310,7 +315,18 @@ func (l *life) cloneAndMove(t *testing.T) {
 }
 
 func (l *life) copyJoins(t *testing.T) {
-	l.settle(t, 3)
+	// It knows of node 2, which is held, and says that it does not answer.
+	err := lab.Wait(deadline(t, hang), "node 1 to answer the copy", func(ctx context.Context) (bool, error) {
+		s, err := l.nodes[3].Status(ctx)
+		if err == nil && (s.State != "degraded" || !s.Answered(l.uuids[1])) {
+			err = fmt.Errorf("it is %s: %s", s.State, s.Why)
+		}
+		return err == nil, err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.peopled(t, 3)
 	if got := l.dmi(t, 3); got == "" || got == l.hardware {
 		t.Errorf("the copy has the DMI UUID %q, the original %q", got, l.hardware)
 	}
