@@ -13,6 +13,7 @@ import (
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/engine"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/files"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/identity"
+	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/kvexport"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/node"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/platform"
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/rabbitmq"
@@ -102,9 +103,6 @@ func consulTokens(n *node.Node) engine.Resource {
 	return consul.TokenFiles(n.Platform, token)
 }
 
-// liveTokens is where xivo-auth keeps its tokens: two nodes must not share them.
-const liveTokens = "xivo/xivo-auth/"
-
 // kvImported leaves out what only the original may have.
 func kvImported(ctx context.Context, n *node.Node) (engine.Resource, error) {
 	c, err := n.Servers.Consul(ctx)
@@ -114,7 +112,7 @@ func kvImported(ctx context.Context, n *node.Node) (engine.Resource, error) {
 	if n.Identity().Adopted {
 		return n.KV.Restore(c), nil
 	}
-	return n.KV.Restore(c, liveTokens), nil
+	return n.KV.Restore(c, kvexport.LiveTokens), nil
 }
 
 func exportRetired(n *node.Node) engine.Resource { return n.KV.NoExport() }

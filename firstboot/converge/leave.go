@@ -83,10 +83,7 @@ func registerAgain(ctx context.Context, n *node.Node) error {
 	if err := n.WriteState(node.MembershipFile, m); err != nil {
 		return err
 	}
-	if err := n.Platform.Init.Restart(ctx, OverlayUnit); err != nil {
-		return err
-	}
-	return awaitOverlay(ctx, n)
+	return restartOverlay(ctx, n)
 }
 
 // Forget takes a member out that died, named by its UUID or its host name. One

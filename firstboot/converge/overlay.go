@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"maps"
 	"net"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -59,12 +58,14 @@ func overlayRuns(p *Pass) engine.Resource {
 			return []string{OverlayUnit + " tells that this node runs XiVO " + st.Self.Version}, nil
 		}
 		return nil, nil
-	}, func(ctx context.Context) error {
-		if err := n.Platform.Init.Restart(ctx, OverlayUnit); err != nil {
-			return err
-		}
-		return awaitOverlay(ctx, n)
-	}))
+	}, func(ctx context.Context) error { return restartOverlay(ctx, n) }))
+}
+
+func restartOverlay(ctx context.Context, n *node.Node) error {
+	if err := n.Platform.Init.Restart(ctx, OverlayUnit); err != nil {
+		return err
+	}
+	return awaitOverlay(ctx, n)
 }
 
 // addressFree is that no other member has this node's address. A node that never was a
@@ -84,7 +85,7 @@ func addressFree(p *Pass) engine.Resource {
 		return []string{"another member has this node's address " + p.View.Self.Address}, nil
 	}, func(context.Context) error {
 		if len(p.Decision.Members) > 0 {
-			return os.Remove(p.Node.Platform.Path(node.TakenFile))
+			return p.Node.RemoveState(node.TakenFile)
 		}
 		return p.Node.WriteState(node.TakenFile, p.Decision.Taken)
 	})

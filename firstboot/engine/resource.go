@@ -37,6 +37,32 @@ func Broken(why error) Resource {
 	return New(func(context.Context) ([]string, error) { return nil, why }, func(context.Context) error { return why })
 }
 
+// Replaced is every one of some things being another than when it was looked at first.
+// Look tells them by name, each with what tells it from another of its name; says tells
+// how many are the same.
+func Replaced[T comparable](look func(context.Context) (map[string]T, error), says func(same int) string, apply func(context.Context) error) Resource {
+	var was map[string]T
+	return New(func(ctx context.Context) ([]string, error) {
+		now, err := look(ctx)
+		if err != nil {
+			return nil, err
+		}
+		if was == nil {
+			was = now
+		}
+		same := 0
+		for name, one := range now {
+			if was[name] == one {
+				same++
+			}
+		}
+		if same == 0 {
+			return nil, nil
+		}
+		return []string{says(same)}, nil
+	}, apply)
+}
+
 // All is several resources as one, in order. What could not be read of one hides
 // neither the differences of the others nor keeps them from being applied.
 type All []Resource

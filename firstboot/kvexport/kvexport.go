@@ -38,6 +38,10 @@ import (
 // File is the export, for root alone: it holds private contacts and live tokens.
 const File = platform.StateDir + "/kv.json"
 
+// LiveTokens is where xivo-auth keeps its tokens in the KV, each below its own name. Two
+// servers must not share them.
+const LiveTokens = "xivo/xivo-auth/"
+
 // Names of the steps whose stamps tell the state, in the phases become and settle.
 const (
 	ExportStep = "kv-export"

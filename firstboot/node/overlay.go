@@ -7,8 +7,6 @@ import (
 	"io/fs"
 	"maps"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"slices"
 	"time"
 
@@ -131,10 +129,8 @@ func (n *Node) OverlayKey() engine.Resource {
 		return own.Diff(ctx)
 	}, func(ctx context.Context) error {
 		if foreign() {
-			for _, name := range []string{overlay.KeyFile, overlay.StateFile, overlay.AddressFile} {
-				if err := os.Remove(filepath.Join(dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-					return err
-				}
+			if err := n.RemoveState(MeshDir+"/"+overlay.KeyFile, MeshDir+"/"+overlay.StateFile, MeshDir+"/"+overlay.AddressFile); err != nil {
+				return err
 			}
 		}
 		return own.Apply(ctx)
@@ -169,7 +165,7 @@ const helloTime = 30 * time.Second
 // and its status tells a refusal. Who keeps an address keeps it for life.
 func (n *Node) TakeAddress(ctx context.Context) error {
 	if _, err := n.KeptAddress(); err == nil {
-		return n.forgetTaken() // of before, where that was cut off
+		return n.RemoveState(TakenFile) // of before, where that was cut off
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
@@ -207,14 +203,7 @@ func (n *Node) TakeAddress(ctx context.Context) error {
 	if err := address.Save(dir); err != nil {
 		return err
 	}
-	return n.forgetTaken()
-}
-
-func (n *Node) forgetTaken() error {
-	if err := os.Remove(n.Platform.Path(TakenFile)); !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return nil
+	return n.RemoveState(TakenFile)
 }
 
 // AddressDrawn is that the node keeps an address of its own there, for life.

@@ -60,15 +60,23 @@ func writeJSON(name string, v any) error {
 	return files.WriteFile(name, append(raw, '\n'), files.Private())
 }
 
+// RemoveState removes some; one that is not there is as wanted.
+func (n *Node) RemoveState(names ...string) error {
+	for _, name := range names {
+		if err := os.Remove(n.Platform.Path(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
 // MakeStateDir makes the folder of these files, for root alone.
 func (n *Node) MakeStateDir() error { return os.MkdirAll(n.Platform.Path(platform.StateDir), 0o700) }
 
 // ForgetMesh drops what the node of a copied journal knew of its mesh.
 func (n *Node) ForgetMesh() error {
-	for _, name := range []string{MembersFile, MembershipFile, StatusFile, MarksFile} {
-		if err := os.Remove(n.Platform.Path(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
+	if err := n.RemoveState(MembersFile, MembershipFile, StatusFile, MarksFile); err != nil {
+		return err
 	}
 	return os.RemoveAll(n.Platform.Path(MeshDir))
 }

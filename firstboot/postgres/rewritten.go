@@ -13,37 +13,14 @@ import (
 // or deleted stays in the old file, and values of it among the statistics. Only
 // VACUUM FULL writes a table to another file. Nobody else can use it meanwhile, and
 // the largest one needs as much free space as it has.
-func (c Cluster) Rewritten() engine.Resource { return &rewritten{super: c.Super} }
-
-type rewritten struct {
-	super Superuser
-	was   map[string]string
+func (c Cluster) Rewritten() engine.Resource {
+	return engine.Replaced(c.tableFiles, func(same int) string {
+		return fmt.Sprintf("tables in files that may hold rows of before (%d)", same)
+	}, c.rewrite)
 }
 
-// Diff counts the tables that are in the files in which they were.
-func (r *rewritten) Diff(ctx context.Context) ([]string, error) {
-	now, err := r.files(ctx)
-	if err != nil {
-		return nil, err
-	}
-	if r.was == nil {
-		r.was = now
-	}
-	same := 0
-	for table, file := range now {
-		if r.was[table] == file {
-			same++
-		}
-	}
-	if same == 0 {
-		return nil, nil
-	}
-	return []string{fmt.Sprintf("tables in files that may hold rows of before (%d)", same)}, nil
-}
-
-// Apply writes them.
-func (r *rewritten) Apply(ctx context.Context) error {
-	databases, err := r.databases(ctx)
+func (c Cluster) rewrite(ctx context.Context) error {
+	databases, err := c.databases(ctx)
 	if err != nil {
 		return err
 	}
@@ -53,7 +30,7 @@ func (r *rewritten) Apply(ctx context.Context) error {
 			"DELETE FROM pg_catalog.pg_statistic",
 			"VACUUM FULL ANALYZE",
 		} {
-			if _, err := r.super(ctx, database, sql); err != nil {
+			if _, err := c.Super(ctx, database, sql); err != nil {
 				return err
 			}
 		}
@@ -61,8 +38,8 @@ func (r *rewritten) Apply(ctx context.Context) error {
 	return nil
 }
 
-func (r *rewritten) databases(ctx context.Context) ([]string, error) {
-	out, err := r.super(ctx, "postgres", "SELECT datname FROM pg_database WHERE datallowconn ORDER BY datname")
+func (c Cluster) databases(ctx context.Context) ([]string, error) {
+	out, err := c.Super(ctx, "postgres", "SELECT datname FROM pg_database WHERE datallowconn ORDER BY datname")
 	if err != nil {
 		return nil, err
 	}
@@ -73,15 +50,15 @@ func (r *rewritten) databases(ctx context.Context) ([]string, error) {
 	return databases, nil
 }
 
-// files are the tables' files, by database and table.
-func (r *rewritten) files(ctx context.Context) (map[string]string, error) {
-	databases, err := r.databases(ctx)
+// tableFiles are the tables' files, by database and table.
+func (c Cluster) tableFiles(ctx context.Context) (map[string]string, error) {
+	databases, err := c.databases(ctx)
 	if err != nil {
 		return nil, err
 	}
 	files := map[string]string{}
 	for _, database := range databases {
-		out, err := r.super(ctx, database, `SELECT oid || ' ' || pg_relation_filenode(oid) FROM pg_class
+		out, err := c.Super(ctx, database, `SELECT oid || ' ' || pg_relation_filenode(oid) FROM pg_class
 			WHERE relkind IN ('r', 't', 'm') AND relpersistence <> 't' AND pg_relation_filenode(oid) IS NOT NULL`)
 		if err != nil {
 			return nil, err

@@ -38,54 +38,28 @@ rewritten.`
 // changed or deleted stay in the tables' logs until then. The folder has Mnesia's
 // folders, one a node.
 func Rewritten(folder string, eval Eval) engine.Resource {
-	return &rewritten{folder: folder, eval: eval}
-}
-
-type rewritten struct {
-	folder string
-	eval   Eval
-	was    map[string]uint64
-}
-
-// Diff counts the tables that are in the files in which they were.
-func (r *rewritten) Diff(ctx context.Context) ([]string, error) {
-	now, err := r.files(ctx)
-	if err != nil {
-		return nil, err
-	}
-	if r.was == nil {
-		r.was = now
-	}
-	same := 0
-	for name, inode := range now {
-		if r.was[name] == inode {
-			same++
+	return engine.Replaced(func(ctx context.Context) (map[string]uint64, error) {
+		return tableFiles(ctx, folder, eval)
+	}, func(same int) string {
+		return fmt.Sprintf("tables of RabbitMQ in files that may hold what was before (%d)", same)
+	}, func(ctx context.Context) error {
+		said, err := eval(ctx, rewrite)
+		if err == nil && said != "rewritten" {
+			err = fmt.Errorf("rabbitmq: write its tables anew: it says %q", said)
 		}
-	}
-	if same == 0 {
-		return nil, nil
-	}
-	return []string{fmt.Sprintf("tables of RabbitMQ in files that may hold what was before (%d)", same)}, nil
+		return err
+	})
 }
 
-// Apply writes them.
-func (r *rewritten) Apply(ctx context.Context) error {
-	said, err := r.eval(ctx, rewrite)
-	if err == nil && said != "rewritten" {
-		err = fmt.Errorf("rabbitmq: write its tables anew: it says %q", said)
-	}
-	return err
-}
-
-// files are the tables' files, and the logs of those that have one, each with what
+// tableFiles are the tables' files, and the logs of those that have one, each with what
 // tells it from another one of its name.
-func (r *rewritten) files(ctx context.Context) (map[string]uint64, error) {
-	said, err := r.eval(ctx, "filename:basename(mnesia:system_info(directory)).")
+func tableFiles(ctx context.Context, folder string, eval Eval) (map[string]uint64, error) {
+	said, err := eval(ctx, "filename:basename(mnesia:system_info(directory)).")
 	if err != nil {
 		return nil, err
 	}
 	node := strings.Trim(said, `"`)
-	entries, err := os.ReadDir(filepath.Join(r.folder, node))
+	entries, err := os.ReadDir(filepath.Join(folder, node))
 	if err != nil {
 		return nil, fmt.Errorf("rabbitmq: list its tables: %w", err)
 	}
@@ -104,7 +78,7 @@ func (r *rewritten) files(ctx context.Context) (map[string]uint64, error) {
 		files[e.Name()] = st.Sys().(*syscall.Stat_t).Ino
 	}
 	if len(files) == 0 {
-		return nil, fmt.Errorf("rabbitmq: list its tables: there are none in %s", filepath.Join(r.folder, node))
+		return nil, fmt.Errorf("rabbitmq: list its tables: there are none in %s", filepath.Join(folder, node))
 	}
 	return files, nil
 }

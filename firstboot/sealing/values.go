@@ -20,12 +20,9 @@ import (
 	"github.com/xivo-mesh/packer-plugin-xivo/firstboot/remains"
 )
 
-// liveTokens is where xivo-auth keeps its tokens in the KV, each below its own name.
-const liveTokens = "xivo/xivo-auth/"
-
 // exportOfNobody is an export that holds no token with which somebody is logged in.
 func exportOfNobody(n *node.Node) engine.Resource {
-	return consul.ExportWithout(n.Platform.Path(kvexport.File), liveTokens)
+	return consul.ExportWithout(n.Platform.Path(kvexport.File), kvexport.LiveTokens)
 }
 
 // Values are what this machine has that is its own, and that no image of it may hold:
@@ -82,7 +79,7 @@ func addLiveTokens(ctx context.Context, n *node.Node, add func(name, text string
 	if err != nil {
 		return err
 	}
-	tokens, err := c.Names(ctx, liveTokens+"tokens/")
+	tokens, err := c.Names(ctx, kvexport.LiveTokens+"tokens/")
 	for _, token := range tokens {
 		// Not what is no token: a name could stand anywhere.
 		if _, err := uuid.Parse(token); err == nil {
